@@ -1,0 +1,1 @@
+"""A leader-elected background-job dispatcher on PostgreSQL."""

@@ -1,0 +1,142 @@
+"""Context: what a running job can do besides its work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dispatcher.job import CancelReason, Job
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+_log = logging.getLogger("dispatcher.job")
+_LOCK = threading.Lock()  # one for all contexts: held for a few instructions, when a job is canceled or begins to wait
+
+
+class Interrupted(BaseException):
+    """Raised by raise_if_canceled(). No Exception, so that an executor's `except Exception` lets it pass."""
+
+    def __init__(self, reason: CancelReason) -> None:
+        super().__init__(f"interrupted: {reason}")
+        self.reason = reason
+
+
+class Runtime(Protocol):
+    """What the daemon lends to its jobs."""
+
+    def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
+        """Takes note of the latest progress; it is written in groups."""
+
+    def connect(self) -> Connection[Any]:
+        """A new connection to the dispatcher's database, in a transaction as psycopg opens it."""
+
+    def enqueue(self, conn: Connection[Any] | None, type: str, payload: Any, options: dict[str, Any]) -> int:
+        """Enqueues another job, on `conn` where given; returns its id."""
+
+    def complete(self, conn: Connection[Any], job: Job, result: Any) -> None:
+        """Records success on `conn`, or raises AttemptLost or UnsafeTransaction."""
+
+    def checkpoint(self, conn: Connection[Any], job: Job, value: Any) -> None:
+        """Leaves a value for the next attempt on `conn`, or raises the same."""
+
+
+class Context:
+    """Given to each execution. Safe to use from threads that the executor starts."""
+
+    def __init__(self, job: Job, *, timeout_s: float | None, runtime: Runtime, clock: Callable[[], float] = time.monotonic):
+        self.job = job
+        self.attempt = job.attempt
+        """Rises with each execution of the job: the fencing token for systems outside the database."""
+        self.deadline = None if timeout_s is None else clock() + timeout_s
+        """When the job will be timed out, in time.monotonic() seconds; None for never."""
+        self.completed = False
+        """True once complete() was called; the row then says whether it took effect."""
+        self._runtime = runtime
+        self._reason: CancelReason | None = None
+        self._event: threading.Event | None = None  # made when somebody waits: most jobs never do
+        self._callbacks: list[Callable[[], None]] = []
+        self._logger: logging.LoggerAdapter[logging.Logger] | None = None
+
+    @property
+    def canceled(self) -> CancelReason | None:
+        """None, or why the job should stop: requested, timeout, shutdown or lost."""
+        return self._reason
+
+    def raise_if_canceled(self) -> None:
+        """Ends the job here and now if it was asked to stop."""
+        if self._reason is not None:
+            raise Interrupted(self._reason)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits, and raises at once when the job is asked to stop."""
+        with _LOCK:
+            if self._event is None:
+                self._event = threading.Event()
+                if self._reason is not None:
+                    self._event.set()
+        self._event.wait(seconds)
+        self.raise_if_canceled()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` once, in another thread, when the job is asked to stop (at once if it already was)."""
+        with _LOCK:
+            if self._reason is None:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Asks the job to stop. The first reason stays."""
+        with _LOCK:
+            if self._reason is None:
+                self._reason = reason
+            callbacks, self._callbacks = self._callbacks, []
+            if self._event is not None:
+                self._event.set()
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                self.logger.exception("a cancel callback failed")
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        """Says how far the job is, 0 to 100, with a word. Cheap in a tight loop: the latest is written now and then."""
+        self._runtime.report_progress(self.job.id, self.attempt, min(100.0, max(0.0, float(percent))), message)
+
+    def connect(self) -> Connection[Any]:
+        """A new connection to the dispatcher's database; close it yourself (`with ctx.connect() as conn:`)."""
+        return self._runtime.connect()
+
+    def enqueue(self, type: str, payload: Any = None, *, conn: Connection[Any] | None = None, **options: Any) -> int:
+        """Enqueues another job, inside the transaction of `conn` where given; returns its id."""
+        return self._runtime.enqueue(conn, type, {} if payload is None else payload, options)
+
+    def complete(self, conn: Connection[Any], result: Any = None) -> None:
+        """Ends the job as succeeded inside the transaction of `conn`: its writes and this outcome commit together.
+
+        Commit afterwards and return. Raises AttemptLost where this attempt is no longer the running one, and UnsafeTransaction
+        where `conn` is in autocommit, inside a savepoint, or connected to another database.
+        """
+        self._runtime.complete(conn, self.job, result)
+        self.completed = True
+
+    def checkpoint(self, conn: Connection[Any], value: Any) -> None:
+        """Leaves `value` for the next attempt (`job.checkpoint`), inside the transaction of `conn`; errors as complete()."""
+        self._runtime.checkpoint(conn, self.job, value)
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names the job."""
+        if self._logger is None:
+            self._logger = _JobLogger(_log, {"job_id": self.job.id, "job_type": self.job.type, "attempt": self.attempt})
+        return self._logger
+
+
+class _JobLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs.setdefault("extra", {}).update(self.extra or {})
+        return msg, kwargs

@@ -1,0 +1,133 @@
+"""Connections: how a session of the daemon is opened, pinned and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import psycopg
+import tenacity
+from psycopg import conninfo
+from psycopg.rows import TupleRow
+
+from dispatcher.errors import DatabaseUnavailable, DispatcherError, SchemaError, SettingsError, UnsupportedServer
+from dispatcher.sql import statement
+
+Connection = psycopg.Connection[TupleRow]
+MIN_SERVER = 150000  # 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """Time-outs that the server and the kernel keep for a session, in seconds; 0 switches one off."""
+
+    statement_s: float = 30.0
+    lock_s: float = 0.05
+    idle_s: float = 0.0
+    silence_s: float = 10.0  # unacknowledged data or a dead peer ends the session after this
+
+
+def check_dsn(dsn: str) -> dict[str, Any]:
+    """The DSN as parameters; raises SettingsError without showing it, for it may hold a password."""
+    try:
+        return dict(conninfo.conninfo_to_dict(dsn))
+    except psycopg.ProgrammingError:
+        raise SettingsError(
+            "the DSN is malformed (not shown, it may hold a password): write postgresql://user@host:5432/database"
+        ) from None
+
+
+def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:
+    """A plain connection in autocommit for a client; raises DatabaseUnavailable in one line, never with the password."""
+    params = check_dsn(dsn)
+    params.setdefault("connect_timeout", connect_timeout_s)
+    if name:
+        params["application_name"] = name
+    params.update(options)
+    try:
+        return psycopg.connect(autocommit=True, **params)
+    except psycopg.OperationalError as exc:
+        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
+    except psycopg.Error as exc:  # an option that libpq does not know
+        raise SettingsError(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
+
+
+def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection:
+    """A session of the daemon: direct, read-write, pinned; raises DatabaseUnavailable or UnsupportedServer."""
+    silence = max(1, round(limits.silence_s))
+    params = check_dsn(dsn)
+    conn = connect(
+        dsn,
+        name=name,
+        target_session_attrs=params.get("target_session_attrs", "read-write"),
+        keepalives=1,
+        keepalives_idle=max(1, silence // 3),
+        keepalives_interval=max(1, silence // 3),
+        keepalives_count=2,
+        tcp_user_timeout=round(limits.silence_s * 1000),
+    )
+    try:
+        check_server(conn)
+        pin(conn, limits)
+        # Prepared at once: the hot statements are planned once a session, generically (see pin_session.sql).
+        conn.prepare_threshold = 0
+    except psycopg.Error as exc:
+        conn.close()
+        raise DatabaseUnavailable(f"the session could not be set up: {first_line(exc)}") from exc
+    except DispatcherError:
+        conn.close()
+        raise
+    return conn
+
+
+def pin(conn: Connection, limits: SessionLimits) -> None:
+    """Sets everything that the daemon relies on, whatever the role's defaults."""
+    conn.execute(
+        statement("pin_session"),
+        {
+            "statement_timeout_ms": round(limits.statement_s * 1000),
+            "lock_timeout_ms": round(limits.lock_s * 1000),
+            "idle_timeout_ms": round(limits.idle_s * 1000),
+            "idle_in_transaction_ms": round((limits.idle_s or limits.statement_s) * 1000),
+            "connection_check_ms": round(min(limits.silence_s, 5.0) * 500),
+        },
+    )
+
+
+def check_server(conn: Connection) -> None:
+    """Refuses a server that is too old, a standby, a pooler in between, or a database without the schema."""
+    version_num, version, in_recovery, backend_pid, has_schema = conn.execute(statement("check_server")).fetchone() or ()
+    if version_num < MIN_SERVER:
+        raise UnsupportedServer(f"PostgreSQL {version} is too old: the dispatcher needs PostgreSQL 15 or later")
+    if conn.info.backend_pid != backend_pid:
+        raise UnsupportedServer(
+            "the connection goes through a pooler (pgbouncer or the like): the lease needs a session of its own, "
+            "so give the dispatcher a DSN that leads straight to PostgreSQL"
+        )
+    if in_recovery:
+        raise UnsupportedServer("the server is a standby in recovery: give the dispatcher the primary's address")
+    if not has_schema:
+        raise SchemaError("the database has no dispatcher schema: run `dispatcher migrate` first")
+
+
+def patiently(open_session: Callable[[], Connection], *, stop: Event, attempts_s: float = 2.0) -> Connection | None:
+    """Opens a session, trying again with growing pauses while the database is away; None once `stop` is set."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=attempts_s),
+        stop=tenacity.stop_when_event_set(stop),
+        sleep=tenacity.sleep_using_event(stop),
+        reraise=True,
+    )
+    try:
+        return retrying(open_session)
+    except DatabaseUnavailable:
+        return None
+
+
+def first_line(exc: BaseException) -> str:
+    """The gist of a database error in one line."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[0] if lines else type(exc).__name__

@@ -1,0 +1,184 @@
+"""Executors: the code that runs a type of job, how it is declared, and the ways a job can end."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel
+
+from dispatcher.errors import ExecutorError
+from dispatcher.job import Job
+from dispatcher.retry import Backoff, RetryPolicy
+
+if TYPE_CHECKING:
+    from dispatcher.context import Context
+
+ENTRY_POINT_GROUP = "dispatcher.executors"
+_MARK = "__dispatcher_executor__"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Return this to end a job as `partial`: done, with errors for some items, each a dict with at least `message`."""
+
+    result: Any
+    errors: list[dict[str, Any]]
+
+
+class Retry(Exception):  # noqa: N818 - a way to end, not an error
+    """Raise to fail this try and choose the pause before the next one yourself; counts as a failure."""
+
+    def __init__(self, after: float | timedelta, message: str = "retry asked for by the executor") -> None:
+        super().__init__(message)
+        self.after_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
+
+
+class Snooze(Exception):  # noqa: N818
+    """Raise to run again later; counts as no failure."""
+
+    def __init__(self, after: float | timedelta) -> None:
+        super().__init__("snooze")
+        self.after_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
+
+
+class Fail(Exception):  # noqa: N818
+    """Raise to fail the job for good: no more tries."""
+
+
+class Cancel(Exception):  # noqa: N818
+    """Raise to end the job as canceled."""
+
+
+@runtime_checkable
+class Execute(Protocol):
+    """A class does as well as a function: one instance serves all jobs of its type."""
+
+    def execute(self, job: Job, ctx: Context) -> Any:
+        """Runs one job; the value returned is its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """One type of job and what runs it. `limit` is how many run at once over the whole fleet."""
+
+    type: str
+    run: Callable[[Job, Context], Any]
+    source: str
+    limit: int | None = None
+    timeout_s: float | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    payload: type[BaseModel] | None = None
+    pool: str = "thread"
+    description: str = ""
+
+
+def executor(
+    type: str,
+    *,
+    limit: int | None = None,
+    timeout: float | timedelta | None = None,
+    max_attempts: int = 5,
+    backoff: Backoff | None = None,
+    retry_timeouts: bool = False,
+    payload: type[BaseModel] | None = None,
+    pool: str = "thread",
+    description: str | None = None,
+) -> Callable[[T], T]:
+    """Declares a function `f(job, ctx)`, or a class with `execute(job, ctx)`, as what runs jobs of `type`.
+
+    `timeout` is in seconds or a timedelta; none means the setting `job_timeout`. A timed-out job fails for good unless
+    `retry_timeouts`. `payload`, a pydantic model, is checked before a try; a payload that does not fit fails at once.
+    """
+    if limit is not None and limit < 0:
+        raise ExecutorError(f"executor {type!r}: limit must not be negative")
+    if max_attempts < 1:
+        raise ExecutorError(f"executor {type!r}: max_attempts must be at least 1")
+    timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if timeout_s is not None and timeout_s <= 0:
+        raise ExecutorError(f"executor {type!r}: timeout must be more than zero")
+    if pool != "thread":
+        raise ExecutorError(f"executor {type!r}: there is no pool {pool!r}; known pools: thread")
+
+    def declare(target: T) -> T:
+        run = target().execute if inspect.isclass(target) else target
+        spec = Executor(
+            type=type,
+            run=run,
+            source=f"{target.__module__}.{target.__qualname__}",  # type: ignore[attr-defined]
+            limit=limit,
+            timeout_s=timeout_s,
+            retry=RetryPolicy(max_attempts, backoff or Backoff(), retry_timeouts),
+            payload=payload,
+            pool=pool,
+            description=description if description is not None else _first_line(target.__doc__),
+        )
+        setattr(target, _MARK, spec)
+        return target
+
+    return declare
+
+
+def _first_line(doc: str | None) -> str:
+    return doc.strip().splitlines()[0] if doc and doc.strip() else ""
+
+
+class Registry:
+    """The executors of this process, by type. Two for one type are an error that names both."""
+
+    def __init__(self, executors: Iterable[Executor] = ()) -> None:
+        self._by_type: dict[str, Executor] = {}
+        for spec in executors:
+            self.add(spec)
+
+    @classmethod
+    def load(cls, modules: Iterable[str] = ()) -> Registry:
+        """The executors of all installed entry points (group `dispatcher.executors`) and of `modules`."""
+        registry = cls()
+        for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+            registry.add_module(_import(entry.module, f"entry point {entry.name}"))
+        for name in modules:
+            registry.add_module(_import(name, "setting executors"))
+        return registry
+
+    def add_module(self, module: ModuleType) -> None:
+        """Adds what `module` declares itself, not what it merely imports from others."""
+        for value in vars(module).values():
+            spec = getattr(value, _MARK, None)
+            if isinstance(spec, Executor) and getattr(value, "__module__", None) == module.__name__:
+                self.add(spec)
+
+    def add(self, spec: Executor) -> None:
+        """Adds one executor; the same one twice is no error."""
+        known = self._by_type.setdefault(spec.type, spec)
+        if known.source != spec.source:
+            raise ExecutorError(f"two executors for type {spec.type!r}: {known.source} and {spec.source}; remove one")
+
+    def get(self, type: str) -> Executor | None:
+        """The executor of a type, or None."""
+        return self._by_type.get(type)
+
+    @property
+    def types(self) -> list[str]:
+        """All types, sorted."""
+        return sorted(self._by_type)
+
+    def __iter__(self) -> Iterator[Executor]:
+        return iter(self._by_type.values())
+
+    def __len__(self) -> int:
+        return len(self._by_type)
+
+
+def _import(name: str, origin: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as exc:
+        raise ExecutorError(f"cannot import executors from {name!r} ({origin}): {exc}") from exc

@@ -1,0 +1,73 @@
+"""The fence of last resort: a kernel timer that kills this process unless it is put off again.
+
+The timer runs on CLOCK_BOOTTIME, which goes on while the machine sleeps, and its signal is SIGKILL: it needs no line of Python
+to run, no GIL, no signal handler, and it also ends a process that is stopped. Where the C library has no such timer (macOS),
+setitimer with SIGALRM at its default action does, except that a stopped process dies only as it is continued.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import time
+
+_CLOCK_BOOTTIME = 7
+_SIGEV_SIGNAL = 0
+
+
+class _Sigevent(ctypes.Structure):
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("pad", ctypes.c_char * 48),  # the union is 64 bytes on every Linux
+    )
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (("interval", _Timespec), ("value", _Timespec))
+
+
+def boottime() -> float:
+    """Seconds that also pass while the machine sleeps: what an owner counts its trust on."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+class Fence:
+    """One timer for the process. Not inherited by children."""
+
+    def __init__(self) -> None:
+        self._timer: ctypes.c_void_p | None = None
+        self.deadline: float | None = None
+        """When it strikes, in boottime() seconds; None while disarmed."""
+        if sys.platform == "linux":
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            event, timer = _Sigevent(signo=signal.SIGKILL, notify=_SIGEV_SIGNAL), ctypes.c_void_p()
+            if self._libc.timer_create(_CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(timer)) != 0:
+                raise OSError(ctypes.get_errno(), "timer_create failed")
+            self._timer = timer
+
+    def arm(self, deadline: float) -> None:
+        """Lets the process be killed at `deadline` (boottime() seconds; at once if that is past), unless armed anew."""
+        self.deadline = deadline
+        self._set(max(1e-6, deadline - boottime()))
+
+    def disarm(self) -> None:
+        """Puts it off until armed again."""
+        if self.deadline is not None:
+            self.deadline = None
+            self._set(0.0)
+
+    def _set(self, seconds: float) -> None:
+        if self._timer is None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            return
+        whole = int(seconds)
+        value = _Itimerspec(_Timespec(0, 0), _Timespec(whole, int((seconds - whole) * 1e9)))
+        if self._libc.timer_settime(self._timer, 0, ctypes.byref(value), None) != 0:
+            raise OSError(ctypes.get_errno(), "timer_settime failed")

@@ -1,0 +1,283 @@
+"""Programs under supervision: none of them, and nothing they start, outlives its job or this process.
+
+Each program gets a supervisor (dispatcher/supervisor.py), a small process that is its parent, kills it when
+the pipe from here closes, and ends only when all descendants are gone. The threads and locks of this process
+make anything between fork and exec unsafe; the supervisor has one thread, so that is where it happens.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+from typing import IO, TYPE_CHECKING, Self
+
+from dispatcher.errors import DispatcherError
+
+if TYPE_CHECKING:
+    from dispatcher.context import Context
+
+_SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
+_READ_BYTES = 65536  # the size of a pipe
+_DRAIN_S = 1.0  # for a pipe that somebody holds who is no descendant, after all descendants are gone
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_inherited: set[int] = set()
+
+
+class SupervisorDied(DispatcherError):
+    """The supervisor of a program was killed; the program was killed too."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramResult:
+    """How a program ended: by `exit_status`, or else by `signal`; and the ends of what it wrote."""
+
+    exit_status: int | None
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    stdout_truncated: bool
+    stderr_truncated: bool
+    duration_s: float
+
+
+def inherit(fd: int) -> None:
+    """Lets every program inherit `fd`: a lock on it is free once this process and all of them are gone."""
+    _inherited.add(fd)
+
+
+def disinherit(fd: int) -> None:
+    """Takes `fd` back; call it before closing it."""
+    _inherited.discard(fd)
+
+
+def inherited_fds() -> tuple[int, ...]:
+    """The file descriptors that every supervised program inherits."""
+    return tuple(_inherited)
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """PATH, HOME, LANG and `extra`: nothing of this process's own environment, which may hold passwords."""
+    return {"PATH": _PATH, "HOME": "/", "LANG": "C.UTF-8", **(extra or {})}
+
+
+def run_program(
+    argv: Sequence[str],
+    *,
+    ctx: Context,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    tail_bytes: int = 64_000,
+    kill_after_s: float = 5.0,
+    keep_open: Sequence[int] = (),
+) -> ProgramResult:
+    """Runs a program, never through a shell, and returns when it and all its descendants are gone.
+
+    What it leaves running when it ends is killed. When the job is asked to stop, the program and all its
+    descendants get SIGTERM and, after `kill_after_s`, SIGKILL; then the job ends here as interrupted. If this
+    process dies they are killed at once. `env` is clean_environment() unless given. Of each stream the last
+    `tail_bytes` are kept. Raises OSError where the program cannot be started.
+    """
+    ctx.raise_if_canceled()
+    order = _order(argv, cwd or "/", clean_environment() if env is None else env)
+    started = time.monotonic()
+    with _Supervised(
+        order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open
+    ) as program:
+        ctx.on_cancel(program.terminate)
+        program.pump()
+    if program.terminated_early:
+        ctx.raise_if_canceled()
+    code = program.exit_code(argv[0], cwd)
+    return ProgramResult(
+        exit_status=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        stdout=program.stdout.data(),
+        stderr=program.stderr.data(),
+        stdout_truncated=program.stdout.truncated,
+        stderr_truncated=program.stderr.truncated,
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _order(argv: Sequence[str], cwd: str | os.PathLike[str], env: Mapping[str, str]) -> bytes:
+    """What the supervisor reads first; sent by pipe, since anybody can read a command line."""
+    fields = [os.fspath(cwd), str(len(argv)), *argv, *(f"{name}={value}" for name, value in env.items())]
+    if not argv or any("\0" in field for field in fields):
+        raise ValueError("a program needs a name, and NUL cannot be passed to it")
+    order = "\0".join(fields).encode("utf-8", "surrogateescape")
+    return len(order).to_bytes(8, "big") + order
+
+
+class _Tail:
+    """The last `limit` bytes of a stream, in at most twice the memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data = bytearray()
+        self.truncated = False
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > 2 * self._limit + _READ_BYTES:
+            self._cut()
+
+    def data(self) -> bytes:
+        self._cut()
+        return bytes(self._data)
+
+    def _cut(self) -> None:
+        excess = len(self._data) - self._limit
+        if excess > 0:
+            del self._data[:excess]
+            self.truncated = True
+
+
+class _Supervised:
+    """One supervisor and the pipes to it and its program."""
+
+    def __init__(
+        self,
+        order: bytes,
+        *,
+        stdin: bytes | None,
+        tail_bytes: int,
+        kill_after_s: float,
+        keep_open: Sequence[int],
+    ) -> None:
+        self.stdout = _Tail(tail_bytes)
+        self.stderr = _Tail(tail_bytes)
+        self.terminated_early = False
+        self._stdin = memoryview(stdin or b"")
+        self._report = bytearray()
+        self._lock = threading.Lock()
+        theirs, control = os.pipe()
+        self._status, reports = os.pipe()
+        self._control: int | None = control
+        arguments = [str(number) for number in (theirs, reports, os.getpid(), kill_after_s)]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _SUPERVISOR, *arguments],
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=(theirs, reports, *_inherited, *keep_open),
+                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(control)
+            os.close(self._status)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(reports)
+        self._order = order
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kills what still runs, and waits until it is gone, for that is the promise."""
+        with self._lock:
+            if self._control is not None:
+                os.close(self._control)
+            self._control = None
+        self._process.wait()
+        os.close(self._status)
+        for stream in self._streams():
+            stream.close()
+
+    def terminate(self) -> None:
+        """Asks the program to end; may be called by any thread and at any time."""
+        # Under the lock, for after the end the number may already name somebody else's file.
+        with self._lock, suppress(BrokenPipeError):
+            if self._control is not None:
+                self.terminated_early = "X" not in self._reports()
+                os.write(self._control, b"T")
+
+    def pump(self) -> None:
+        """Feeds the program and reads from it until its supervisor has ended."""
+        self._write_order()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._status, selectors.EVENT_READ)
+            for stream, tail in ((self._process.stdout, self.stdout), (self._process.stderr, self.stderr)):
+                assert stream is not None
+                selector.register(stream, selectors.EVENT_READ, tail)
+            if self._process.stdin is not None:
+                os.set_blocking(self._process.stdin.fileno(), False)
+                selector.register(self._process.stdin, selectors.EVENT_WRITE)
+            give_up: float | None = None
+            while selector.get_map():
+                timeout = None if give_up is None else give_up - time.monotonic()
+                if timeout is not None and timeout <= 0:
+                    break
+                for key, _ in selector.select(timeout):
+                    if not self._serve(key):
+                        selector.unregister(key.fileobj)
+                        if key.fileobj is self._process.stdin:
+                            self._process.stdin.close()  # the program sees the end of its input
+                if give_up is None and self._status not in selector.get_map():
+                    give_up = time.monotonic() + _DRAIN_S
+                    self._kill_if_orphaned()
+
+    def exit_code(self, program: str, cwd: str | os.PathLike[str] | None) -> int:
+        """The program's exit status, or the number of the signal that ended it, negative."""
+        words = self._reports()
+        if "E" in words:
+            step, number = words["E"]
+            raise OSError(int(number), os.strerror(int(number)), program if step == "exec" else str(cwd))
+        if "X" not in words:
+            raise SupervisorDied("the supervisor of the program was killed; what the program did is unknown")
+        return int(words["X"][0])
+
+    def _serve(self, key: selectors.SelectorKey) -> bool:
+        """Moves some data; False when this stream has ended."""
+        if key.events & selectors.EVENT_WRITE:
+            return self._feed(key.fd)
+        data = os.read(key.fd, _READ_BYTES)
+        if isinstance(key.data, _Tail):
+            key.data.add(data)
+        else:
+            self._report += data
+        return bool(data)
+
+    def _feed(self, fd: int) -> bool:
+        try:
+            self._stdin = self._stdin[os.write(fd, self._stdin[:_READ_BYTES]) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            self._stdin = self._stdin[:0]  # it reads no more, which is its own business
+        return bool(self._stdin)
+
+    def _write_order(self) -> None:
+        with suppress(BrokenPipeError), self._lock:
+            while self._order and self._control is not None:
+                self._order = self._order[os.write(self._control, self._order) :]
+
+    def _reports(self) -> dict[str, list[str]]:
+        lines = [line.split() for line in self._report.decode().splitlines()]
+        return {line[0]: line[1:] for line in lines}
+
+    def _kill_if_orphaned(self) -> None:
+        """A supervisor that was killed takes the program with it, but not the program's children."""
+        reports = self._reports()
+        if "P" in reports and "X" not in reports:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(int(reports["P"][0]), SIGKILL)
+
+    def _streams(self) -> list[IO[bytes]]:
+        process = self._process
+        return [stream for stream in (process.stdin, process.stdout, process.stderr) if stream]

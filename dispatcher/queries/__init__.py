@@ -1,0 +1,1 @@
+"""One typed function for each statement in sql/queries, grouped by who uses them."""

@@ -1,0 +1,104 @@
+"""Statements that move jobs to running, and tell what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from dispatcher.db import Connection
+from dispatcher.sql import statement
+
+
+class Lane(NamedTuple):
+    """Jobs that queue behind one another: one type, one tenant."""
+
+    type: str
+    tenant: str
+
+
+class Cursor(NamedTuple):
+    """The last job claimed in a lane; the next claim starts behind it."""
+
+    priority: int
+    id: int
+
+
+START = Cursor(-32769, 0)
+
+
+class Claimed(NamedTuple):
+    """A row that the claim returned, in the statement's order."""
+
+    id: int
+    type: str
+    tenant: str
+    priority: int
+    attempt: int
+    failures: int
+    max_attempts: int | None
+    timeout_s: float | None
+    created_at: datetime
+    payload: str
+    checkpoint: str | None
+    waited_s: float
+    claim: int
+
+
+def list_lanes(conn: Connection) -> list[Lane]:
+    """Every lane with a pending job."""
+    return [Lane(*row) for row in conn.execute(statement("list_lanes"))]
+
+
+def share_lanes(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], room: int) -> list[tuple[Lane, int]]:
+    """How many of each lane's first jobs come into the room, by priority, turn and age; a type's lanes share its take."""
+    rows = conn.execute(
+        statement("share_lanes"),
+        {
+            "types": [lane.type for lane, _, _ in takes],
+            "tenants": [lane.tenant for lane, _, _ in takes],
+            "takes": [take for _, take, _ in takes],
+            "after_priorities": [cursor.priority for _, _, cursor in takes],
+            "after_ids": [cursor.id for _, _, cursor in takes],
+            "room": room,
+        },
+    )
+    return [(Lane(type, tenant), take) for type, tenant, take in rows]
+
+
+def claim_jobs(
+    conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, owner: int, term: int
+) -> list[Claimed]:
+    """Claims up to `take` jobs of each lane behind its cursor."""
+    rows = conn.execute(
+        statement("claim_jobs"),
+        {
+            "types": [lane.type for lane, _, _ in takes],
+            "tenants": [lane.tenant for lane, _, _ in takes],
+            "takes": [take for _, take, _ in takes],
+            "after_priorities": [cursor.priority for _, _, cursor in takes],
+            "after_ids": [cursor.id for _, _, cursor in takes],
+            "owner": owner,
+            "term": term,
+        },
+    ).fetchall()
+    return [Claimed._make(row) for row in rows]
+
+
+def count_running(conn: Connection, owner: int) -> dict[str, int]:
+    """Running jobs per type of everybody but this owner."""
+    return dict(conn.execute(statement("count_running"), {"owner": owner}).fetchall())
+
+
+def own_running(conn: Connection, owner: int) -> list[tuple[int, int]]:
+    """(id, attempt) of what the database believes this owner to run."""
+    return [(id, attempt) for id, attempt in conn.execute(statement("own_running"), {"owner": owner})]
+
+
+def release_jobs(conn: Connection, owner: int, attempts: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Gives claimed, unstarted jobs back; the attempts that were given back (a locked row was not)."""
+    rows = conn.execute(
+        statement("release_jobs"),
+        {"owner": owner, "ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+    )
+    return {(id, attempt) for id, attempt in rows}

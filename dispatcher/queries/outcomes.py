@@ -1,0 +1,87 @@
+"""Statements that record how attempts ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dispatcher.db import Connection
+from dispatcher.outcome import Outcome
+from dispatcher.sql import statement
+
+Attempt = tuple[int, int]
+
+
+def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> set[Attempt]:
+    """Records final outcomes; the attempts it recorded. Waits for locked rows up to lock_timeout, unless free_only."""
+    rows = conn.execute(
+        statement("finish_free_jobs" if free_only else "finish_jobs"),
+        {
+            "ids": [o.job_id for o in outcomes],
+            "attempts": [o.attempt for o in outcomes],
+            "states": [o.state.value for o in outcomes],
+            "results": [o.result for o in outcomes],
+            "errors": [o.errors for o in outcomes],
+            "failures": [o.failures for o in outcomes],
+        },
+    )
+    return {(id, attempt) for id, attempt in rows.fetchall()}
+
+
+def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attempt]:
+    """Sends jobs back to scheduled or pending; the attempts it recorded."""
+    rows = conn.execute(
+        statement("reschedule_jobs"),
+        {
+            "ids": [o.job_id for o in outcomes],
+            "attempts": [o.attempt for o in outcomes],
+            "delays_s": [o.delay_s or 0.0 for o in outcomes],
+            "errors": [o.errors for o in outcomes],
+            "failures": [o.failures for o in outcomes],
+        },
+    )
+    return {(id, attempt) for id, attempt in rows.fetchall()}
+
+
+def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Attempt]:
+    """Those whose row still says running."""
+    rows = conn.execute(
+        statement("list_still_running"),
+        {"ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+    )
+    return {(id, attempt) for id, attempt in rows.fetchall()}
+
+
+def drop_claims(conn: Connection, claims: Sequence[int]) -> None:
+    """Forgets lists whose jobs are all settled."""
+    conn.execute(statement("drop_claims"), {"claims": list(claims)})
+
+
+def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> None:
+    """The latest progress of running attempts."""
+    conn.execute(
+        statement("write_progress"),
+        {
+            "ids": [id for id, _ in progress],
+            "attempts": [attempt for _, attempt in progress],
+            "percents": [percent for percent, _ in progress.values()],
+            "messages": [message for _, message in progress.values()],
+        },
+    )
+
+
+def mark_timed_out(conn: Connection, attempts: Sequence[Attempt]) -> None:
+    """Shows that these attempts are past their timeout while their threads are not back."""
+    conn.execute(
+        statement("mark_timed_out"),
+        {"ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+    )
+
+
+def list_canceled(conn: Connection, owner: int, ids: Sequence[int]) -> list[int]:
+    """Of the jobs that run here, those that somebody asked to stop."""
+    return [id for (id,) in conn.execute(statement("list_canceled"), {"owner": owner, "ids": list(ids)})]
+
+
+def wake_leader(conn: Connection, lease: int) -> None:
+    """Tells the leader that a slot has become free elsewhere."""
+    conn.execute(statement("wake_leader"), {"lease": lease})

@@ -1,0 +1,113 @@
+"""Statements about replicas: registering, liveness, types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.db import Connection
+from dispatcher.executor import Executor
+from dispatcher.sql import statement
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What proves, on the same host, that a process is gone."""
+
+    host: str
+    pid: int
+    boot_id: str | None
+    pid_namespace: str | None
+    start: str | None
+    lock_file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica's row, and whether its liveness lock is held."""
+
+    id: int
+    incarnation: int
+    process: Process
+    version: str
+    types: tuple[str, ...]
+    started_at: datetime | None
+    present: bool
+
+
+def register_replica(conn: Connection, *, lease: int, process: Process, version: str, types: list[str]) -> int:
+    """A new replica's id."""
+    row = conn.execute(
+        statement("register_replica"),
+        {
+            "lease": lease,
+            "host": process.host,
+            "pid": process.pid,
+            "boot_id": process.boot_id,
+            "pid_namespace": process.pid_namespace,
+            "process_start": process.start,
+            "lock_file": process.lock_file,
+            "version": version,
+            "types": types,
+        },
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def take_liveness(conn: Connection, replica: int) -> bool:
+    """Takes the liveness lock on this session; False where another session has it."""
+    row = conn.execute(statement("take_liveness"), {"replica": replica}).fetchone()
+    return row is not None and bool(row[0])
+
+
+def raise_incarnation(conn: Connection, replica: int) -> int | None:
+    """The new incarnation, or None where the replica's row has gone."""
+    row = conn.execute(statement("raise_incarnation"), {"replica": replica}).fetchone()
+    return None if row is None else int(row[0])
+
+
+def end_own_session(conn: Connection, replica: int) -> None:
+    """Ends an earlier session of this replica that the server still believes alive."""
+    conn.execute(statement("end_own_session"), {"replica": replica})
+
+
+def list_replicas(conn: Connection, lease: int) -> list[Replica]:
+    """All replicas of the lease, and owners of claims that have no row."""
+    return [
+        Replica(id, incarnation, Process(host, pid, boot, ns, start, lock_file), version, tuple(types), started, present)
+        for id, incarnation, host, pid, boot, ns, start, lock_file, version, types, started, present in conn.execute(
+            statement("list_replicas"), {"lease": lease}
+        )
+    ]
+
+
+def remove_replica(conn: Connection, replica: int) -> bool:
+    """Removes a replica's row and claims, unless one of its jobs still runs."""
+    return conn.execute(statement("remove_replica"), {"replica": replica}).fetchone() is not None
+
+
+def publish_types(
+    conn: Connection, executors: Iterable[Executor], *, limits: dict[str, int], timeout_s: float, max_payload_bytes: int
+) -> None:
+    """Makes the types known; `limits` overrides the executors' own, `timeout_s` is for those that name none."""
+    specs = sorted(executors, key=lambda spec: spec.type)
+    conn.execute(
+        statement("publish_types"),
+        {
+            "names": [spec.type for spec in specs],
+            "limits": [limits.get(spec.type, spec.limit) for spec in specs],
+            "timeouts_s": [spec.timeout_s or timeout_s for spec in specs],
+            "max_attempts": [spec.retry.max_attempts for spec in specs],
+            "schemas": [json.dumps(spec.payload.model_json_schema()) if spec.payload else None for spec in specs],
+            "descriptions": [spec.description for spec in specs],
+            "max_payload_bytes": max_payload_bytes,
+        },
+    )
+
+
+def notify(conn: Connection, channel: str, payload: str = "") -> None:
+    """A word on a channel."""
+    conn.execute(statement("notify"), {"channel": channel, "payload": payload})

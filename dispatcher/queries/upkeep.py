@@ -1,0 +1,76 @@
+"""Statements of the services around the dispatch: due jobs, orphans, retention, counts."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from dispatcher.db import Connection
+from dispatcher.job import Job
+from dispatcher.sql import statement
+
+
+class Orphan(NamedTuple):
+    """A running job whose owner is gone."""
+
+    job: Job
+    max_attempts: int | None
+
+
+class Count(NamedTuple):
+    """Unfinished jobs of one type in one state."""
+
+    type: str
+    state: str
+    jobs: int
+    oldest_s: float | None
+
+
+def promote_jobs(conn: Connection, batch: int) -> int:
+    """Makes due jobs pending; how many."""
+    return conn.execute(statement("promote_jobs"), {"batch": batch}).rowcount
+
+
+def next_due(conn: Connection) -> float | None:
+    """Seconds until the earliest scheduled job is due; None without one."""
+    row = conn.execute(statement("next_due")).fetchone()
+    return None if row is None else float(row[0])
+
+
+def guard_rescue(conn: Connection, replica: int, incarnation: int) -> bool:
+    """Inside a transaction: True while nobody lives under this id and it is the incarnation that was observed."""
+    row = conn.execute(statement("guard_rescue"), {"replica": replica, "incarnation": incarnation}).fetchone()
+    return row is not None and bool(row[0])
+
+
+def list_orphans(conn: Connection, owner: int) -> list[Orphan]:
+    """The running jobs of a vanished owner, locked for this transaction."""
+    orphans = []
+    for row in conn.execute(statement("list_orphans"), {"owner": owner}):
+        id, type, tenant, priority, attempt, failures, max_attempts, created_at = row
+        created: datetime = created_at
+        orphans.append(Orphan(Job(id, type, tenant or None, None, priority, attempt, failures, created), max_attempts))
+    return orphans
+
+
+def ask_overdue_owners(conn: Connection, grace_s: float) -> list[int]:
+    """Asks the owners of overdue jobs to look at them; the owners asked."""
+    return [owner for owner, _ in conn.execute(statement("ask_overdue_owners"), {"grace_s": grace_s})]
+
+
+def prune_jobs(
+    conn: Connection, *, after: int, page: int, keep_succeeded: timedelta, keep_failed: timedelta
+) -> tuple[int | None, int, bool]:
+    """One page of the walk: (last id seen, jobs removed, whether the page is too young for more to expire)."""
+    row = conn.execute(
+        statement("prune_jobs"),
+        {"after": after, "page": page, "keep_succeeded": keep_succeeded, "keep_failed": keep_failed},
+    ).fetchone()
+    assert row is not None
+    last_id, pruned, young = row
+    return last_id, int(pruned), bool(young)
+
+
+def count_jobs(conn: Connection) -> list[Count]:
+    """Jobs per type and state, finished well ones left out."""
+    return [Count._make(row) for row in conn.execute(statement("count_jobs"))]

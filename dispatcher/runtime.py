@@ -1,0 +1,85 @@
+"""What the daemon lends to its jobs behind the Context: connections, progress, enqueueing, completion."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from dispatcher.db import Connection, check_dsn, connect, first_line
+from dispatcher.errors import BY_SQLSTATE, DatabaseUnavailable, UnsafeTransaction
+from dispatcher.job import Job
+from dispatcher.outcome import encode
+from dispatcher.sql import statement
+
+
+class JobRuntime:
+    """Implements dispatcher.context.Runtime for this process."""
+
+    def __init__(self, *, dsn: str, installation: UUID) -> None:
+        self._dsn = dsn
+        self._installation = installation
+        self._lock = threading.Lock()
+        self._conn: Connection | None = None
+        self.progress: Any = None  # set by the daemon: the completer takes it
+
+    def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
+        """Hands the latest progress to whoever writes it."""
+        self.progress(job_id, attempt, percent, message)
+
+    def connect(self) -> Connection:
+        """A connection for a job's own work: none of the daemon's settings, in a transaction as psycopg opens it."""
+        try:
+            params = {"connect_timeout": 10, "application_name": "dispatcher job", **check_dsn(self._dsn)}
+            return psycopg.connect(**params)
+        except psycopg.OperationalError as exc:
+            raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
+
+    def enqueue(self, conn: Connection | None, type: str, payload: Any, options: dict[str, Any]) -> int:
+        """Enqueues on `conn`, or on a connection kept for this."""
+        params = {"type": type, "payload": encode(payload), "options": encode(options)}
+        if conn is not None:
+            return _enqueue(conn, params)
+        with self._lock:
+            if self._conn is None or self._conn.closed:
+                self._conn = connect(self._dsn, name="dispatcher job enqueue")
+            return _enqueue(self._conn, params)
+
+    def complete(self, conn: Connection, job: Job, result: Any) -> None:
+        """Records success on the job's own connection; see Context.complete."""
+        self._in_transaction(conn, "complete_job", {"id": job.id, "attempt": job.attempt, "result": encode(result)})
+
+    def checkpoint(self, conn: Connection, job: Job, value: Any) -> None:
+        """Leaves a value on the job's own connection; see Context.checkpoint."""
+        self._in_transaction(conn, "checkpoint_job", {"id": job.id, "attempt": job.attempt, "value": encode(value)})
+
+    def _in_transaction(self, conn: Connection, name: str, params: dict[str, Any]) -> None:
+        if conn.autocommit and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            raise UnsafeTransaction("the connection is in autocommit: open a transaction first")
+        try:
+            row = conn.execute(statement(name), {**params, "installation": self._installation}).fetchone()
+        except (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as exc:
+            raise UnsafeTransaction(_WRONG_DATABASE) from exc
+        except psycopg.Error as exc:
+            raise _named(exc) from exc
+        if row is None:
+            raise UnsafeTransaction(_WRONG_DATABASE)
+
+
+_WRONG_DATABASE = "the connection leads to another database than the dispatcher's"
+
+
+def _enqueue(conn: Connection, params: dict[str, Any]) -> int:
+    try:
+        row = conn.execute(statement("enqueue_job"), params).fetchone()
+    except psycopg.Error as exc:
+        raise _named(exc) from exc
+    assert row is not None
+    return int(row[0])
+
+
+def _named(exc: psycopg.Error) -> Exception:
+    kind = BY_SQLSTATE.get(exc.sqlstate or "")
+    return exc if kind is None else kind(exc.diag.message_primary or first_line(exc))

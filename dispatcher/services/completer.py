@@ -1,0 +1,230 @@
+"""The completer records outcomes: it waits for the first, takes whatever else is ready, and writes once.
+
+Idle, that adds no delay; busy, it makes large groups by itself. It never waits for a row that a user holds locked: the quick form
+waits 50 ms at most, then the form that passes by locked rows is sent, and the busy ones are sent again later. Each outcome is
+answered settled, stale (it came too late and changed nothing) or busy. Where an answer is lost with the connection the outcomes are sent
+again: the guard of the statement makes that harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher.db import Connection, first_line, patiently
+from dispatcher.inflight import Execution, InFlight
+from dispatcher.job import FINAL, State
+from dispatcher.metrics import Metrics
+from dispatcher.outcome import JobError, Outcome
+from dispatcher.queries import outcomes as statements
+
+log = logging.getLogger("dispatcher.completer")
+
+MAX_GROUP = 1000
+BUSY_PAUSE_S = 0.1
+PROGRESS_EVERY_S = 0.2
+
+
+class Completer:
+    """Settles what ends here. `settled` is told of each group: whether a job was put back, and claims left empty."""
+
+    def __init__(
+        self,
+        *,
+        open_session: Callable[[], Connection],
+        inflight: InFlight,
+        metrics: Metrics,
+        settled: Callable[[Connection, bool], None],
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_session = open_session
+        self._inflight = inflight
+        self._metrics = metrics
+        self._settled = settled
+        self._stop = stop
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
+        self._again: list[Execution] = []
+        self._empty_claims: list[int] = []
+        self._progress: dict[tuple[int, int], tuple[float, str | None]] = {}
+        self._timed_out: set[tuple[int, int]] = set()
+        self._notes_lock = threading.Lock()
+        self._notes_due = 0.0
+        self._conn: Connection | None = None
+
+    def put(self, execution: Execution) -> None:
+        """An execution whose thread is back, its outcome set. Any thread."""
+        self._queue.put(execution)
+
+    def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
+        """The latest progress wins; written in groups. Any thread."""
+        with self._notes_lock:
+            first = not self._progress
+            self._progress[job_id, attempt] = (percent, message)
+        if first:
+            self._queue.put(None)
+
+    def note_timed_out(self, key: tuple[int, int]) -> None:
+        """Shows in the row that the time of an attempt is over while its thread is not back. Any thread."""
+        with self._notes_lock:
+            self._timed_out.add(key)
+        self._queue.put(None)
+
+    @property
+    def idle(self) -> bool:
+        """True when everything that was put has been answered."""
+        return self._queue.empty() and not self._again and not len(self._inflight)
+
+    def wake(self) -> None:
+        """Lets a waiting step return."""
+        self._queue.put(None)
+
+    def step(self) -> None:
+        """Waits for outcomes, at most about a second, and settles a group."""
+        group, self._again = self._collect(), []
+        if not (group or self._progress or self._timed_out or self._empty_claims):
+            return
+        if self._conn is None:
+            self._conn = patiently(self._open_session, stop=self._stop)
+            if self._conn is None:
+                self._again = group
+                return
+        try:
+            self._write_notes(self._conn, group)
+            began = self._clock()
+            if group:
+                self._settle(self._conn, group)
+                self._metrics.settle_seconds.observe(self._clock() - began)
+                self._metrics.settle_size.observe(len(group))
+            elif self._empty_claims:  # at leisure only: nothing reads them but a takeover
+                statements.drop_claims(self._conn, self._empty_claims)
+                self._empty_claims = []
+        except psycopg.Error as exc:
+            self._metrics.db_errors.inc()
+            log.warning("the completer's session is lost: %s", first_line(exc))
+            self.close()
+            left = [execution for execution in group if execution.key in self._inflight]
+            for execution in left:
+                execution.resent = True
+            self._again = left
+
+    def close(self) -> None:
+        """Closes the session."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _collect(self) -> list[Execution]:
+        group = list(self._again)
+        try:
+            first = self._queue.get(timeout=self._patience())
+            if first is not None:
+                group.append(first)
+            while len(group) < MAX_GROUP:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    group.append(item)
+        except queue.Empty:
+            pass
+        return group
+
+    def _patience(self) -> float:
+        if self._again:
+            return BUSY_PAUSE_S
+        if self._progress or self._timed_out:
+            return max(0.0, min(1.0, self._notes_due - self._clock()))
+        return 0.01 if self._empty_claims else 1.0
+
+    def _settle(self, conn: Connection, group: list[Execution]) -> None:
+        final, back = [], []
+        for execution in group:
+            (final if _outcome(execution).state in FINAL else back).append(execution)
+        done = self._send(conn, final, self._finish) if final else set()
+        if back:
+            done |= self._send(conn, back, self._reschedule)
+        missed = [execution for execution in group if execution.key not in done]
+        busy = statements.list_still_running(conn, [execution.key for execution in missed]) if missed else set()
+        answered = []
+        for execution in group:
+            if execution.key in busy:
+                self._again.append(execution)
+                continue
+            answered.append(execution)
+            self._count(execution, recorded=execution.key in done)
+        self._empty_claims += self._inflight.remove(answered)
+        if len(self._empty_claims) > MAX_GROUP:
+            statements.drop_claims(conn, self._empty_claims)
+            self._empty_claims = []
+        self._settled(conn, bool(back))
+
+    def _finish(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+        results = [_outcome(execution) for execution in group]
+        try:
+            return statements.finish_jobs(conn, results, free_only=False)
+        except psycopg.errors.LockNotAvailable:
+            return statements.finish_jobs(conn, results, free_only=True)
+
+    def _reschedule(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+        return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
+
+    def _send(
+        self, conn: Connection, group: list[Execution], send: Callable[[Connection, list[Execution]], set[tuple[int, int]]]
+    ) -> set[tuple[int, int]]:
+        """Sends a group; where the database refuses a value in it, finds the one and fails that job alone."""
+        try:
+            return send(conn, group)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            return set()  # the whole table is locked: all of them are busy
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as exc:
+            if len(group) > 1:
+                middle = len(group) // 2
+                return self._send(conn, group[:middle], send) | self._send(conn, group[middle:], send)
+            (execution,) = group
+            error = JobError("result", f"PostgreSQL refuses the result: {first_line(exc)}")
+            old = _outcome(execution)
+            execution.outcome = Outcome(old.job_id, old.attempt, State.FAILED, None, error.as_json_array(), 1)
+            return self._finish(conn, group)
+
+    def _count(self, execution: Execution, *, recorded: bool) -> None:
+        outcome, type = _outcome(execution), execution.claimed.type
+        completed = execution.ctx is not None and execution.ctx.completed
+        jobs = self._metrics.jobs
+        if recorded:
+            if outcome.state in FINAL:
+                jobs.finished[type, outcome.state.value] += 1
+            elif outcome.failures:
+                jobs.retries[type] += 1
+        elif completed:
+            jobs.finished[type, State.SUCCEEDED.value] += 1
+        elif not execution.resent:
+            self._metrics.stale.inc()
+            log.warning("an outcome came too late and changed nothing", extra={"job_id": outcome.job_id, "attempt": outcome.attempt})
+        if execution.started_at:
+            jobs.duration[type].observe(execution.ended_at - execution.started_at)
+            jobs.wait[type].observe(execution.claimed.waited_s + execution.started_at - execution.claimed_at)
+
+    def _write_notes(self, conn: Connection, ending: list[Execution]) -> None:
+        if not (self._progress or self._timed_out):
+            return
+        # A job's last word must be in its row before the outcome is: afterwards the row is no longer running.
+        if self._clock() < self._notes_due and not any(execution.key in self._progress for execution in ending):
+            return
+        self._notes_due = self._clock() + PROGRESS_EVERY_S
+        with self._notes_lock:
+            progress, self._progress = self._progress, {}
+            timed_out, self._timed_out = self._timed_out, set()
+        if progress:
+            statements.write_progress(conn, progress)
+        if timed_out:
+            statements.mark_timed_out(conn, list(timed_out))
+
+
+def _outcome(execution: Execution) -> Outcome:
+    assert execution.outcome is not None  # put() is called once it is set
+    return execution.outcome

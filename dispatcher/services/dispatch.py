@@ -1,0 +1,248 @@
+"""The leader's claims: what is pending goes to the pool, within every limit.
+
+A round claims from every lane that has a job and a free slot. Within a burst a lane is read on from the last job claimed, past the
+index entries of jobs that are gone (a cursor); after a short while it is read from its start again, so that a job that committed late,
+was retried or has a better priority is hidden no longer than that.
+
+Limits are counted from two sources that only this process changes or that only shrink: what is in flight here, and the rows that run
+elsewhere (other replicas do not claim while we hold the lease).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from dispatcher.db import Connection
+from dispatcher.executor import Registry
+from dispatcher.inflight import Execution, InFlight
+from dispatcher.metrics import Metrics
+from dispatcher.queries import claims, lease
+from dispatcher.queries.claims import START, Claimed, Cursor, Lane
+
+MAX_CLAIM = 1000  # jobs in one statement: larger ones gain nothing and delay the heartbeat
+MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
+MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
+AHEAD_S = 0.05  # claim ahead what the pool starts in this time
+READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
+BURST_S = 0.01  # claims that follow within this are a burst: worth taking the awake lock
+READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
+
+
+class Pool(Protocol):
+    """What the dispatch needs of the place where jobs run."""
+
+    threads: int
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has taken yet."""
+
+    def rate(self) -> float:
+        """Jobs ended a second, of late."""
+
+    def stalled(self) -> bool:
+        """True if jobs wait and none has been started for a while."""
+
+    def submit(self, executions: list[Execution]) -> None:
+        """Takes jobs to run."""
+
+    def take_waiting(self) -> list[Execution]:
+        """Takes back all jobs that no thread has taken yet."""
+
+
+class Dispatch:
+    """Claims for `replica`, in the term and on the session it is given."""
+
+    def __init__(
+        self,
+        *,
+        replica: int,
+        lease_number: int,
+        registry: Registry,
+        inflight: InFlight,
+        pool: Pool,
+        before_run: Callable[[], None],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replica = replica
+        self._lease_number = lease_number
+        self._registry = registry
+        self._inflight = inflight
+        self._pool = pool
+        self._before_run = before_run
+        self._metrics = metrics
+        self._clock = clock
+        self._limits: Mapping[str, int] = {}
+        self._term = 0
+        self._elsewhere: dict[str, int] = {}
+        self._elsewhere_due = 0.0
+        self._lanes: dict[Lane, Cursor] = {}
+        self._read_again_at = 0.0
+        self._claimed_at = 0.0
+        self.woken = threading.Event()
+        """Set by whoever knows of work or of a free slot."""
+        self.awake = False
+        """True while the awake lock is held: enqueuers do not notify."""
+        self.busy = False
+        """True if the latest round claimed something soon after another that did."""
+        self.looked_everywhere = False
+        """True if the latest round read every lane from its start."""
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """Limits from the settings: by type, `*` over all; they override the executors' own."""
+        self._limits = dict(limits)
+        for spec in self._registry:
+            if (limit := self.limit(spec.type)) is not None:
+                self._metrics.limit.labels(spec.type).set(limit)
+        self.woken.set()
+
+    def limit(self, type: str) -> int | None:
+        """How many of a type may run at once over the fleet; None for no limit."""
+        if type in self._limits:
+            return self._limits[type]
+        spec = self._registry.get(type)
+        return None if spec is None else spec.limit
+
+    def begin(self, conn: Connection, term: int) -> None:
+        """Starts a term: forgets everything, and counts what runs elsewhere from the rows."""
+        self._term, self.awake = term, False
+        self._lanes.clear()
+        self._read_again_at = 0.0
+        self._count_elsewhere(conn)
+
+    def heard(self) -> None:
+        """A notification: somebody enqueued, or a slot became free elsewhere."""
+        self._elsewhere_due = 0.0
+        self.woken.set()
+
+    def recount(self) -> None:
+        """What runs elsewhere has changed: count it before the next claim."""
+        self._elsewhere_due = 0.0
+        self._read_again_at = 0.0
+        self.woken.set()
+
+    def step(self, conn: Connection) -> int:
+        """One round; returns how many jobs it claimed."""
+        now = self._clock()
+        self.looked_everywhere = self.busy = False
+        if self._elsewhere and now >= self._elsewhere_due:
+            self._count_elsewhere(conn)
+        room = self.room()
+        if room <= 0:
+            return 0
+        self.looked_everywhere = now >= self._read_again_at or not self._lanes
+        if self.looked_everywhere:
+            self._read_lanes(conn)
+        takes = self._takes(conn, min(room, MAX_CLAIM))
+        if not takes:
+            return 0
+        began = self._clock()
+        rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
+        claimed_at = self._clock()
+        self._advance(takes, rows)
+        self.busy, self._claimed_at = bool(rows) and began - self._claimed_at < BURST_S, claimed_at if rows else self._claimed_at
+        if rows:
+            self._metrics.claim_seconds.observe(claimed_at - began)
+            self._metrics.claim_size.observe(len(rows))
+            self._hand_over(rows, claimed_at)
+        return len(rows)
+
+    def room(self) -> int:
+        """How many jobs may be claimed now: as many as threads are free, and some ahead where the pool is quick."""
+        waiting, ahead = self._pool.waiting, min(MAX_AHEAD, int(self._pool.rate() * AHEAD_S))
+        if waiting * 2 > ahead and waiting > 0:
+            return 0  # half a queue is left: a larger claim later is cheaper than a small one now
+        room = min(self._pool.threads - len(self._inflight.executing) + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight))
+        overall = self._limits.get("*")
+        if overall is not None:
+            room = min(room, overall - len(self._inflight) - sum(self._elsewhere.values()))
+        return room
+
+    def return_waiting(self, conn: Connection) -> None:
+        """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
+        if not self._pool.stalled():
+            return
+        waiting = self._pool.take_waiting()
+        given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+        self._inflight.remove(execution for execution in waiting if execution.key in given_back)
+        self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
+        self._read_again_at = 0.0
+
+    def fall_asleep(self, conn: Connection) -> bool:
+        """True where the leader may wait for a notification, after it has looked once more."""
+        if not self.awake:
+            return True
+        self.awake = False
+        if lease.doze(conn, self._lease_number):
+            return True
+        self.stay_awake(conn)
+        return False
+
+    def stay_awake(self, conn: Connection) -> None:
+        """Lets enqueuers know that they need not notify."""
+        if not self.awake:
+            self.awake = lease.stay_awake(conn, self._lease_number)
+
+    def read_again(self) -> None:
+        """The next round reads every lane from its start."""
+        self._read_again_at = 0.0
+
+    def _count_elsewhere(self, conn: Connection) -> None:
+        self._elsewhere = claims.count_running(conn, self._replica)
+        self._elsewhere_due = self._clock() + READ_AGAIN_S
+
+    def _free(self, type: str) -> int:
+        limit = self.limit(type)
+        if limit is None:
+            return MAX_CLAIM
+        return limit - self._inflight.running(type) - self._elsewhere.get(type, 0)
+
+    def _read_lanes(self, conn: Connection) -> None:
+        began = self._clock()
+        self._lanes = {lane: START for lane in claims.list_lanes(conn) if self._registry.get(lane.type) is not None}
+        took = self._clock() - began
+        self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
+
+    def _takes(self, conn: Connection, room: int) -> list[tuple[Lane, int, Cursor]]:
+        free = {type: self._free(type) for type in {lane.type for lane in self._lanes}}
+        takes = [(lane, min(room, free[lane.type]), cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0]
+        asked: dict[str, int] = {}
+        for lane, take, _ in takes:
+            asked[lane.type] = asked.get(lane.type, 0) + take
+        if sum(asked.values()) > room or any(asked[type] > free[type] for type in asked):
+            return self._share(conn, takes, room)
+        return takes
+
+    def _share(self, conn: Connection, takes: list[tuple[Lane, int, Cursor]], room: int) -> list[tuple[Lane, int, Cursor]]:
+        if len(takes) == 1:
+            return takes
+        shares = claims.share_lanes(conn, takes, room)
+        chosen = [(lane, take, self._lanes[lane]) for lane, take in shares]
+        if not chosen:
+            self._lanes.clear()  # nothing behind the cursors: read from the start
+        return chosen
+
+    def _advance(self, takes: list[tuple[Lane, int, Cursor]], rows: list[Claimed]) -> None:
+        """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
+        got: dict[Lane, int] = {}
+        for row in rows:
+            lane = Lane(row.type, row.tenant)
+            got[lane] = got.get(lane, 0) + 1
+            self._lanes[lane] = Cursor(row.priority, row.id)  # rows come by priority and id
+        for lane, take, _ in takes:
+            if got.get(lane, 0) < take:
+                self._lanes.pop(lane, None)
+
+    def _hand_over(self, rows: list[Claimed], claimed_at: float) -> None:
+        executions = []
+        for row in rows:
+            spec = self._registry.get(row.type)
+            assert spec is not None  # only lanes of registered types are read
+            executions.append(Execution(row, spec, claimed_at))
+        self._inflight.add(executions)
+        self._before_run()  # the fence is armed before the first of them starts
+        self._pool.submit(executions)

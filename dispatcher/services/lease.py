@@ -1,0 +1,202 @@
+"""The lease session: one connection that carries liveness, the wait for the lease, and every claim.
+
+    away ──open, take liveness──▶ standby ──the lock is granted──▶ leader
+      ▲                             │  ▲                             │
+      └────── any error, any doubt ─┴──┼─────────────────────────────┤
+                                       └──── resign (lock given back)┘
+
+Invariants:
+- The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever fails on it, the
+  session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit afterwards.
+- A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the session holds.
+- Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing about ours.
+
+What ends a leader: its process dies (the kernel closes the session); it falls silent (idle_session_timeout, at lease_duration); its host or
+the network goes (tcp_user_timeout, keepalives); it hangs within a statement (statement_timeout); its backend is stuck sending and
+none of these reaches it (a standby that sees it unchanged for longer than the lease ends it by pg_terminate_backend).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher.db import Connection, first_line
+from dispatcher.errors import DatabaseUnavailable, DispatcherError
+from dispatcher.fence import boottime
+from dispatcher.metrics import Metrics
+from dispatcher.queries import lease as statements
+from dispatcher.queries import replicas
+
+log = logging.getLogger("dispatcher.lease")
+
+EVICTION_MARGIN = 1.2  # of the lease: the server's own time-outs come first
+
+
+class ReplicaGone(DispatcherError):
+    """This replica's row was removed: its jobs were given to others, so it must not go on."""
+
+
+class Lease:
+    """Contends for the lease named by `number` as `replica`."""
+
+    def __init__(
+        self,
+        *,
+        open_session: Callable[[], Connection],
+        number: int,
+        replica: int,
+        heartbeat_s: float,
+        duration_s: float,
+        orphan_after_s: float,
+        metrics: Metrics,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_session = open_session
+        self._number = number
+        self._replica = replica
+        self._heartbeat_s = heartbeat_s
+        self._duration_s = duration_s
+        self._orphan_after_s = orphan_after_s
+        self._metrics = metrics
+        self._stop = stop
+        self._clock = clock
+        self._pause_s = 0.0
+        self._seen: tuple[statements.Holder, float] | None = None
+        self._last_beat = 0.0
+        self.conn: Connection | None = None
+        self.term: int | None = None
+        """The term while this session holds the lease, else None."""
+        self.claim_from = 0.0
+        """No claim before this (clock seconds): a promoted server may have lost claims that still run."""
+        self.trusted_from: float | None = None
+        """boottime() before the latest request that this session's server answered."""
+        self.contending = True
+
+    def connect(self) -> bool:
+        """Opens the session and takes the liveness lock; False where that has to be tried again."""
+        if self._pause_s:
+            self._stop.wait(self._pause_s)
+        self._pause_s = min(2.0, max(0.05, self._pause_s * 2))
+        try:
+            conn = self._open_session()
+        except DatabaseUnavailable as exc:
+            self._failed(exc)
+            return False
+        self.conn = conn
+        try:
+            sent = boottime()
+            if not replicas.take_liveness(conn, self._replica):
+                replicas.end_own_session(conn, self._replica)
+                self.drop()
+                return False
+            if replicas.raise_incarnation(conn, self._replica) is None:
+                raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+            self.trusted_from, self._last_beat, self._pause_s = sent, self._clock(), 0.0
+        except psycopg.Error as exc:
+            self._failed(exc)
+            return False
+        return True
+
+    def contend(self) -> bool:
+        """Waits for the lease inside the server, a heartbeat at most; True once it is ours."""
+        assert self.conn is not None
+        sent = boottime()
+        try:
+            held, holder = statements.wait_lease(self.conn, self._number, round(self._heartbeat_s * 900))
+            self.trusted_from = sent
+            if held:
+                self._take_over()
+            else:
+                self._watch(holder)
+        except psycopg.Error as exc:
+            self._failed(exc)
+        return self.term is not None
+
+    def beat(self, *, now: bool = False) -> None:
+        """Once a heartbeat: a request that proves this session, and that this replica is still known."""
+        if self.conn is None or not (now or self._clock() - self._last_beat >= self._heartbeat_s):
+            return
+        sent, self._last_beat = boottime(), self._clock()
+        try:
+            known = statements.beat(self.conn, self._replica)
+        except psycopg.Error as exc:
+            self._failed(exc)
+            return
+        self.trusted_from = sent
+        if not known:
+            self.drop()
+            raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+
+    def beat_in(self) -> float:
+        """Seconds until the next beat is due; 0 if it is."""
+        return max(0.0, self._last_beat + self._heartbeat_s - self._clock())
+
+    def resign(self) -> None:
+        """Gives the lease away and keeps the session, for the jobs that still run here live by it."""
+        if self.conn is None or self.term is None:
+            return
+        log.info("gives the lease away", extra={"term": self.term})
+        self._lead(None)
+        try:
+            statements.resign_lease(self.conn, self._number)
+        except psycopg.Error as exc:
+            self._failed(exc)
+
+    def failed(self, exc: psycopg.Error) -> None:
+        """Somebody else's statement failed on this session: it is not to be trusted any more."""
+        self._failed(exc)
+
+    def drop(self) -> None:
+        """Closes the session, and with it every lock it held."""
+        conn, self.conn, self._seen = self.conn, None, None
+        self._lead(None)
+        if conn is not None:
+            conn.close()
+
+    def _take_over(self) -> None:
+        assert self.conn is not None
+        # In a statement after the grant: an older snapshot would miss the former leader's last claims.
+        began = statements.begin_term(self.conn, self._number, self._replica)
+        if began is None:
+            self.drop()
+            return
+        term, timeline_changed = began
+        self.claim_from = self._clock()
+        if timeline_changed:
+            self.claim_from += self._orphan_after_s
+            log.warning("the server was promoted: waits before the first claim", extra={"seconds": self._orphan_after_s})
+        self._lead(term)
+        log.info("leads", extra={"term": term})
+
+    def _watch(self, holder: statements.Holder | None) -> None:
+        """Ends a holder whose session has not changed for longer than the lease by our own clock, and is not idle."""
+        assert self.conn is not None
+        now = self._clock()
+        if holder is None or self._seen is None or self._seen[0] != holder:
+            self._seen = None if holder is None else (holder, now)
+        elif holder.state != "idle" and now - self._seen[1] > self._duration_s * EVICTION_MARGIN:
+            if statements.evict_holder(self.conn, self._number, holder):
+                log.warning("ended the session of a silent leader", extra={"backend_pid": holder.pid})
+            self._seen = None
+
+    def _lead(self, term: int | None) -> None:
+        if (term is None) != (self.term is None):
+            self._metrics.transitions.inc()
+            self._metrics.leader.set(term is not None)
+        if term is not None:
+            self._metrics.term.set(term)
+        elif self.term is not None:
+            log.info("no longer leads", extra={"term": self.term})
+        self.term = term
+
+    def _failed(self, exc: Exception) -> None:
+        self._metrics.db_errors.inc()
+        if self.conn is not None or self._pause_s <= 0.1:  # once, not at every try
+            log.warning("the lease session is lost: %s", first_line(exc))
+        self.drop()

@@ -1,0 +1,149 @@
+"""The rescuer takes running jobs from replicas that are gone.
+
+Gone means: the liveness lock has been absent for orphan_after, at one incarnation, by this observer's own clock (a replica fences itself
+before that: fence.py), or the death of the process and of what it started is proven on this host. Every replica observes, so that a change of
+leader does not start the wait anew; only the leader rescues. The sweep is level-triggered: what it could not take now it takes next time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher import identity
+from dispatcher.db import Connection, first_line, patiently
+from dispatcher.executor import Registry
+from dispatcher.job import FINAL
+from dispatcher.metrics import Metrics
+from dispatcher.outcome import Outcome, crashed
+from dispatcher.queries import outcomes, replicas, upkeep
+from dispatcher.queries.replicas import Replica
+from dispatcher.retry import RetryPolicy
+
+log = logging.getLogger("dispatcher.rescuer")
+
+
+class Rescuer:
+    """Observes the replicas of one lease; rescues while `leading`."""
+
+    def __init__(
+        self,
+        *,
+        open_session: Callable[[], Connection],
+        replica: int,
+        lease_number: int,
+        orphan_after_s: float,
+        overdue_grace_s: float,
+        registry: Registry,
+        leading: Callable[[], bool],
+        rescued: Callable[[], None],
+        metrics: Metrics,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._open_session = open_session
+        self._replica = replica
+        self._lease_number = lease_number
+        self._orphan_after_s = orphan_after_s
+        self._overdue_grace_s = overdue_grace_s
+        self._registry = registry
+        self._leading = leading
+        self._rescued = rescued
+        self._metrics = metrics
+        self._stop = stop
+        self._clock = clock
+        self._chance = chance
+        self._every_s = min(3.0, max(0.1, orphan_after_s / 10))
+        self._absent: dict[int, tuple[int, float]] = {}  # replica: (incarnation, since)
+        self._overdue_at = 0.0
+        self._woken = threading.Event()
+        self._conn: Connection | None = None
+
+    def wake(self) -> None:
+        """Look now: this replica has come to lead."""
+        self._woken.set()
+
+    def step(self) -> None:
+        """One look at all replicas, and the pause after it."""
+        self._woken.clear()
+        try:
+            self.look()
+        except psycopg.Error as exc:
+            self._metrics.db_errors.inc()
+            log.warning("the rescuer's session is lost: %s", first_line(exc))
+            self.close()
+        # While somebody is missing and we lead, a proof of death may come any moment.
+        self._woken.wait(min(0.1, self._every_s) if self._absent and self._leading() else self._every_s)
+
+    def look(self) -> None:
+        """Notes who is absent since when; rescues from those that are gone."""
+        if self._conn is None:
+            self._conn = patiently(self._open_session, stop=self._stop)
+            if self._conn is None:
+                return
+        conn, now = self._conn, self._clock()
+        absent: dict[int, tuple[int, float]] = {}
+        for replica in replicas.list_replicas(conn, self._lease_number):
+            if replica.present or replica.id == self._replica:
+                continue
+            incarnation, since = self._absent.get(replica.id, (replica.incarnation, now))
+            if incarnation != replica.incarnation:  # it came back and went again between two looks
+                since = now
+            absent[replica.id] = (replica.incarnation, since)
+            if self._leading() and (reason := self._gone(replica, now - since)) and self._rescue(conn, replica, reason):
+                del absent[replica.id]
+        self._absent = absent
+        if self._leading() and now >= self._overdue_at:
+            self._overdue_at = now + self._every_s
+            for owner in upkeep.ask_overdue_owners(conn, self._overdue_grace_s):
+                log.info("asked an owner to look at overdue jobs", extra={"replica": owner})
+
+    def close(self) -> None:
+        """Closes the session."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _gone(self, replica: Replica, absent_s: float) -> str | None:
+        if identity.proven_dead(replica.process):
+            return "dead"
+        if absent_s < self._orphan_after_s:
+            return None
+        identity.kill(replica.process)  # it should have ended itself by now; on this host we can see to it
+        return "vanished"
+
+    def _rescue(self, conn: Connection, replica: Replica, reason: str) -> bool:
+        """Writes each orphan's outcome; True once the replica has none left and is removed."""
+        with conn.transaction():
+            if not upkeep.guard_rescue(conn, replica.id, replica.incarnation):
+                return False
+            orphans = upkeep.list_orphans(conn, replica.id)
+            decided = [self._decide(orphan) for orphan in orphans]
+            final = [outcome for outcome in decided if outcome.state in FINAL]
+            back = [outcome for outcome in decided if outcome.state not in FINAL]
+            if final:
+                outcomes.finish_jobs(conn, final, free_only=True)
+            if back:
+                outcomes.reschedule_jobs(conn, back)
+            removed = replicas.remove_replica(conn, replica.id)
+        if orphans:
+            self._metrics.rescued.labels(reason).inc(len(orphans))
+            log.warning("took jobs from a replica that is gone", extra={"replica": replica.id, "jobs": len(orphans), "reason": reason})
+        self._rescued()
+        return removed
+
+    def _decide(self, orphan: upkeep.Orphan) -> Outcome:
+        spec = self._registry.get(orphan.job.type)
+        return crashed(
+            orphan.job,
+            policy=spec.retry if spec else RetryPolicy(),
+            max_attempts=orphan.max_attempts,
+            chance=self._chance(),
+            message="the process that ran this job is gone",
+        )

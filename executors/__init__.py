@@ -1,0 +1,1 @@
+"""The built-in executors, one a file: also the examples of how to write one."""

@@ -1,0 +1,240 @@
+"""Type `bulk_import`: loads a CSV or NDJSON file into a table by COPY, each row once, bad rows reported.
+
+Each batch of rows commits together with a checkpoint that says where the next one begins, so that a try after
+a crash goes on there. A batch that PostgreSQL refuses is loaded in smaller parts, around the rows it names.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Literal
+
+from psycopg import Connection, errors
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dispatcher.context import Context
+from dispatcher.executor import Fail, Partial, executor
+from dispatcher.job import Job
+
+from .import_file import FileProblem, Record, Source, open_inside
+from .import_rows import Layout, RowProblem, csv_layout, ndjson_layout
+from .import_table import Loader, TableProblem, find_table
+
+SETTING = "DISPATCHER_IMPORT_ROOT"
+
+
+class BulkImportPayload(BaseModel):
+    """What `bulk_import` accepts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    """Of the file, relative to DISPATCHER_IMPORT_ROOT; .gz is unpacked."""
+    table: str
+    """With or without its schema; names are taken as they are, upper and lower case too."""
+    format: Literal["csv", "ndjson"] | None = None
+    """By default told from the name: .csv, .tsv, .ndjson, .jsonl, each also with .gz."""
+    columns: list[str] | dict[str, str] | None = None
+    """Which of the file's columns to load, as a mapping: into which of the table's; by default all, by name.
+    For CSV without a header: the names of the file's columns, in order."""
+    header: bool = True
+    null: str = ""
+    delimiter: str = ","
+    batch_rows: int = Field(default=10_000, ge=1, le=1_000_000)
+    max_errors: int = Field(default=100, ge=0, le=1000)
+    """So many errors are kept; the rest is counted."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_byte(cls, delimiter: str) -> str:
+        if len(delimiter.encode()) != 1 or delimiter in '"\r\n\0':
+            raise ValueError("must be one character of ASCII, and no quote or line break")
+        return delimiter
+
+    @field_validator("null")
+    @classmethod
+    def _plain(cls, null: str) -> str:
+        if any(char in null for char in '"\r\n\0'):
+            raise ValueError("must not contain a quote or line break")
+        return null
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BulkImportPayload:
+        if self.columns is not None and not self.columns:
+            raise ValueError("columns must not be empty")
+        if self.delimiter in self.null:
+            raise ValueError("null must not contain the delimiter")
+        return self
+
+    @property
+    def kind(self) -> str | None:
+        """The format given, or told from the file's name."""
+        ending = self.path.removesuffix(".gz").rpartition(".")[2].lower()
+        return self.format or {"csv": "csv", "tsv": "csv", "ndjson": "ndjson", "jsonl": "ndjson"}.get(ending)
+
+
+@executor(
+    "bulk_import",
+    limit=4,
+    timeout=timedelta(hours=1),
+    max_attempts=5,
+    retry_timeouts=True,  # the next try goes on where this one stopped
+    payload=BulkImportPayload,
+)
+def bulk_import(job: Job, ctx: Context) -> Any:
+    """Loads a CSV or NDJSON file into a table, each row exactly once."""
+    payload: BulkImportPayload = job.payload
+    try:
+        with _open(payload) as source, ctx.connect() as conn:
+            # A COPY may wait for a lock on the table for long; this ends the wait.
+            ctx.on_cancel(conn.cancel_safe)
+            return _Import(payload, source, conn, ctx).run(job.checkpoint)
+    except (FileProblem, TableProblem) as exc:
+        raise Fail(str(exc)) from exc
+    except errors.QueryCanceled:
+        ctx.raise_if_canceled()
+        raise
+
+
+def _open(payload: BulkImportPayload) -> Source:
+    root = os.environ.get(SETTING)
+    if not root:
+        raise Fail(f"imports are off: set {SETTING} for the daemon to the folder that may be read")
+    if payload.kind is None:
+        raise Fail(f"the format of {payload.path!r} cannot be told from its name: say csv or ndjson")
+    return Source(open_inside(root, payload.path), name=payload.path, quoted=payload.kind == "csv")
+
+
+class _Import:
+    """One try: from the checkpoint to the end of the file."""
+
+    def __init__(
+        self, payload: BulkImportPayload, source: Source, conn: Connection[Any], ctx: Context
+    ) -> None:
+        self._payload = payload
+        self._source = source
+        self._conn = conn
+        self._ctx = ctx
+        self._rows = 0
+        self._rejected = 0
+        self._errors: list[dict[str, Any]] = []
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def run(self, checkpoint: Any) -> Any:
+        """Loads what is left of the file; the job's result."""
+        table = find_table(self._conn, self._payload.table)
+        layout = self._layout(table.columns)
+        loader = Loader(self._conn, table, layout.columns, self._payload.delimiter, layout.null)
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        for batch in self._batches():
+            loader.begin()
+            good = list(self._prepared(layout, batch))
+            self._rows += loader.load(good, window=self._payload.batch_rows, reject=self._reject)
+            self._commit()
+        return self._result()
+
+    def _layout(self, table_columns: list[str]) -> Layout:
+        payload = self._payload
+        if payload.kind == "csv":
+            layout = csv_layout(
+                self._source,
+                table_columns,
+                columns=payload.columns,
+                header=payload.header,
+                delimiter=payload.delimiter.encode(),
+                null=payload.null,
+            )
+        else:
+            layout = ndjson_layout(self._source, table_columns, columns=payload.columns)
+        unknown = [name for name in layout.columns if name not in table_columns]
+        if unknown:
+            raise TableProblem(f"table {payload.table!r} has no column {', '.join(map(repr, unknown))}")
+        return layout
+
+    def _resume(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["source"] != self._source.identity:
+            raise FileProblem(
+                f"{self._payload.path!r} has changed since its first {checkpoint['line'] - 1} lines were "
+                "loaded: they stay; enqueue a new job for the new file"
+            )
+        self._source.seek(checkpoint["offset"], checkpoint["line"])
+        self._rows, self._rejected = checkpoint["rows"], checkpoint["rejected"]
+        self._errors = checkpoint["errors"]
+        self._seconds_before = checkpoint["seconds"]
+        self._ctx.logger.info("goes on at line %s", checkpoint["line"])
+
+    def _batches(self) -> Iterator[list[Record]]:
+        while True:
+            self._ctx.raise_if_canceled()
+            batch = self._source.take(self._payload.batch_rows)
+            if not batch and not self._source.refused:
+                return
+            yield batch
+
+    def _prepared(self, layout: Layout, batch: list[Record]) -> Iterator[Record]:
+        """The records as COPY takes them; what can be seen to be bad here is rejected here."""
+        if layout.as_is(batch):
+            yield from batch
+        else:
+            for line, data in batch:
+                try:
+                    row = layout.encode(data)
+                except RowProblem as exc:
+                    self._reject(line, data, str(exc))
+                    continue
+                if row is not None:
+                    yield line, row
+        for line, data, reason in self._source.refused:
+            self._reject(line, data, reason)
+        self._source.refused.clear()
+
+    def _reject(self, line: int, data: bytes, message: str, column: str | None = None) -> None:
+        self._rejected += 1
+        if len(self._errors) < self._payload.max_errors or not self._errors:
+            text = data[:200].decode(errors="replace").replace("\0", "\ufffd").rstrip("\r\n")
+            item = {"line": line, "text": text} | ({"column": column} if column else {})
+            self._errors.append({"kind": "row", "message": message[:300], "item": item})
+
+    def _commit(self) -> None:
+        """The batch and the place where the next one begins, or neither."""
+        source = self._source
+        if source.changed:
+            raise FileProblem(
+                f"{self._payload.path!r} was changed while it was read, before line {source.line}"
+            )
+        value = {
+            "source": source.identity,
+            "offset": source.offset,
+            "line": source.line,
+            "rows": self._rows,
+            "rejected": self._rejected,
+            "errors": self._errors,
+            "seconds": self._seconds,
+        }
+        self._ctx.checkpoint(self._conn, value)
+        self._conn.commit()
+        self._ctx.progress(source.percent, f"{self._rows} rows loaded, {self._rejected} rejected")
+
+    @property
+    def _seconds(self) -> float:
+        return round(self._seconds_before + time.monotonic() - self._started, 3)
+
+    def _result(self) -> Any:
+        result = {
+            "rows": self._rows,
+            "rejected": self._rejected,
+            "bytes": self._source.bytes,
+            "seconds": self._seconds,
+        }
+        if not self._rejected:
+            return result
+        if not self._rows:
+            first = self._errors[0]
+            where = f"line {first['item']['line']}: {first['message']}"
+            raise Fail(f"none of {self._rejected} rows could be loaded; {where}")
+        return Partial(result, self._errors[: self._payload.max_errors])

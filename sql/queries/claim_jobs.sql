@@ -1,0 +1,28 @@
+-- claim_jobs: pending becomes running; a row that somebody holds locked is left for a later round. Run on the lease session
+-- only: a session that lost the lease is gone and cannot commit this. It starts behind (after_priority, after_id) in each lane,
+-- past the index entries of jobs claimed before, which no vacuum removes while anyone's transaction stays open.
+with lane as materialized (
+    select * from unnest(%(types)s::text[], %(tenants)s::text[], %(takes)s::integer[], %(after_priorities)s::integer[],
+                         %(after_ids)s::bigint[]) as l (type, tenant, take, after_priority, after_id)
+), front as materialized (
+    select j.id
+    from lane l cross join lateral (
+        select j.id from dispatcher.job j
+        where j.pending and j.type = l.type and j.tenant = l.tenant and (j.priority, j.id) > (l.after_priority, l.after_id)
+        order by j.priority, j.id limit l.take
+        for no key update skip locked) j
+), taken as (
+    update dispatcher.job j
+    set state = 'running', attempt = j.attempt + 1, owner = %(owner)s, started_at = now()
+    from front f where j.id = f.id and j.state = 'pending'
+    returning j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.timeout_s, j.created_at,
+              j.payload::text as payload, j.checkpoint::text as checkpoint,
+              extract(epoch from now() - coalesce(j.run_at, j.created_at))::double precision as waited_s
+), noted as (
+    insert into dispatcher.claim (owner, term, job_ids)
+    select %(owner)s, %(term)s, array_agg(t.id) from taken t having count(*) > 0
+    returning id
+)
+select t.id, t.type, t.tenant, t.priority, t.attempt, t.failures, t.max_attempts, t.timeout_s, t.created_at, t.payload,
+       t.checkpoint, t.waited_s, n.id as claim
+from taken t cross join noted n order by t.priority, t.id

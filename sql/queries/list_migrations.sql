@@ -1,0 +1,2 @@
+-- list_migrations: what has been applied.
+select version from dispatcher.migration order by version

@@ -1,0 +1,15 @@
+-- prune_jobs: one page of the walk over the primary key: finished jobs past their retention go; locked ones wait for the
+-- next walk. Ids grow with creation, so the walk may stop at the first page that holds jobs too young to have expired.
+with page as materialized (
+    select j.id, j.created_at, j.state, j.finished_at from dispatcher.job j where j.id > %(after)s order by j.id limit %(page)s
+), expired as materialized (
+    select j.id from page p join dispatcher.job j on j.id = p.id
+    where (j.state = 'succeeded' and j.finished_at < now() - %(keep_succeeded)s::interval)
+       or (j.state in ('failed', 'partial', 'canceled') and j.finished_at < now() - %(keep_failed)s::interval)
+    for update of j skip locked
+), gone as (
+    delete from dispatcher.job j using expired e where j.id = e.id returning j.id
+)
+select (select max(p.id) from page p) as last_id,
+       (select count(*)::integer from gone) as pruned,
+       (select min(p.created_at) from page p) > now() - least(%(keep_succeeded)s::interval, %(keep_failed)s::interval) as young

@@ -1,0 +1,14 @@
+-- publish_types: what this replica can run becomes known to every front door.
+insert into dispatcher.type as t (name, max_running, timeout_s, max_attempts, max_payload_bytes, payload_schema, description)
+select n.name, n.max_running, n.timeout_s, n.max_attempts, %(max_payload_bytes)s, n.payload_schema::jsonb, n.description
+from unnest(%(names)s::text[], %(limits)s::integer[], %(timeouts_s)s::double precision[], %(max_attempts)s::integer[],
+            %(schemas)s::text[], %(descriptions)s::text[])
+    as n (name, max_running, timeout_s, max_attempts, payload_schema, description)
+order by n.name
+on conflict (name) do update
+set max_running = excluded.max_running, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,
+    max_payload_bytes = excluded.max_payload_bytes, payload_schema = excluded.payload_schema,
+    description = excluded.description, published_at = now()
+where (t.max_running, t.timeout_s, t.max_attempts, t.max_payload_bytes, t.payload_schema, t.description)
+   is distinct from (excluded.max_running, excluded.timeout_s, excluded.max_attempts, excluded.max_payload_bytes,
+                     excluded.payload_schema, excluded.description)

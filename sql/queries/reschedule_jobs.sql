@@ -1,0 +1,19 @@
+-- reschedule_jobs: a try that ended without ending the job: scheduled after a pause, or pending at once. Where somebody asked to
+-- cancel, that wins here, in the row, whatever the owner knew. Passes by rows that somebody holds locked.
+with o as materialized (
+    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(delays_s)s::double precision[], %(errors)s::text[],
+                         %(failures)s::integer[]) as o (id, attempt, delay_s, errors, failures)
+), free as materialized (
+    select j.id from o join dispatcher.job j on j.id = o.id
+    where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
+)
+update dispatcher.job j
+set state = case when j.cancel_requested then 'canceled' when o.delay_s > 0 then 'scheduled' else 'pending' end,
+    finished_at = case when j.cancel_requested then now() end,
+    run_at = now() + make_interval(secs => o.delay_s), owner = null, started_at = null, timed_out = false,
+    failures = j.failures + o.failures,
+    errors = case when o.errors is null then j.errors else coalesce(j.errors, '[]') || (
+        select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors::jsonb) e) end
+from o join free f on f.id = o.id
+where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
+returning j.id, j.attempt

@@ -1,0 +1,2 @@
+-- retry_job: pending, or an error that says why not.
+select dispatcher.retry(%(id)s)

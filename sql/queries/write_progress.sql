@@ -1,0 +1,10 @@
+-- write_progress: the latest progress of running attempts; a row that somebody holds locked keeps the older one.
+with p as materialized (
+    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(percents)s::real[], %(messages)s::text[])
+        as p (id, attempt, percent, message)
+), free as materialized (
+    select j.id from p join dispatcher.job j on j.id = p.id
+    where j.attempt = p.attempt and j.state = 'running' for no key update of j skip locked
+)
+update dispatcher.job j set progress = p.percent, progress_message = p.message
+from p join free f on f.id = p.id where j.id = p.id
