@@ -1,1 +1,90 @@
 """A leader-elected background-job dispatcher on PostgreSQL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.errors import (
+    AttemptLost,
+    DatabaseUnavailable,
+    DispatcherError,
+    EnqueueError,
+    ExecutorError,
+    InvalidOption,
+    InvalidPayload,
+    JobFailed,
+    JobNotFound,
+    PayloadTooLarge,
+    SchemaError,
+    SettingsError,
+    UniqueConflict,
+    UnknownType,
+    UnsafeTransaction,
+    UnsupportedServer,
+    WrongState,
+)
+
+# Not lazily: the decorator has its module's name, and has to be bound after the module, once and for all.
+from dispatcher.executor import Cancel, Executor, Fail, Partial, Registry, Retry, Snooze, executor
+from dispatcher.job import CancelReason, Job, JobInfo, State
+from dispatcher.retry import Backoff
+
+if TYPE_CHECKING:
+    from dispatcher.async_client import AsyncClient
+    from dispatcher.client import Client
+    from dispatcher.context import Context
+    from dispatcher.version import __version__
+
+__all__ = [
+    "AsyncClient",
+    "AttemptLost",
+    "Backoff",
+    "Cancel",
+    "CancelReason",
+    "Client",
+    "Context",
+    "DatabaseUnavailable",
+    "DispatcherError",
+    "EnqueueError",
+    "Executor",
+    "ExecutorError",
+    "Fail",
+    "InvalidOption",
+    "InvalidPayload",
+    "Job",
+    "JobFailed",
+    "JobInfo",
+    "JobNotFound",
+    "Partial",
+    "PayloadTooLarge",
+    "Registry",
+    "Retry",
+    "SchemaError",
+    "SettingsError",
+    "Snooze",
+    "State",
+    "UniqueConflict",
+    "UnknownType",
+    "UnsafeTransaction",
+    "UnsupportedServer",
+    "WrongState",
+    "__version__",
+    "executor",
+]
+
+# These bring psycopg along, slower to import than all the rest: a module of executors does not need it.
+_LAZY = {
+    "AsyncClient": "dispatcher.async_client",
+    "Client": "dispatcher.client",
+    "Context": "dispatcher.context",
+    "__version__": "dispatcher.version",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

@@ -47,7 +47,9 @@ class Runtime(Protocol):
 class Context:
     """Given to each execution. Safe to use from threads that the executor starts."""
 
-    def __init__(self, job: Job, *, timeout_s: float | None, runtime: Runtime, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, job: Job, *, timeout_s: float | None, runtime: Runtime, clock: Callable[[], float] = time.monotonic
+    ):
         self.job = job
         self.attempt = job.attempt
         """Rises with each execution of the job: the fencing token for systems outside the database."""

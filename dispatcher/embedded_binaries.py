@@ -40,9 +40,7 @@ def find_binaries(major: int | None = None) -> Path:
             raise EmbeddedPostgresError(f"DISPATCHER_POSTGRES_BIN={chosen} lacks {', '.join(_PROGRAMS)}")
         found = major_version(Path(chosen))
         if found < OLDEST_MAJOR or found != (major or found):
-            raise EmbeddedPostgresError(
-                f"DISPATCHER_POSTGRES_BIN={chosen} is PostgreSQL {found}, needed is {wanted}"
-            )
+            raise EmbeddedPostgresError(f"DISPATCHER_POSTGRES_BIN={chosen} is PostgreSQL {found}, needed is {wanted}")
         return Path(chosen)
     for bindir in (*installed_binaries(), *filter(None, [wheel_binaries()])):
         if major in (None, major_version(bindir)):

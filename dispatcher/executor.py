@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
 
 from dispatcher.errors import ExecutorError
 from dispatcher.job import Job
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
     from dispatcher.context import Context
 
 ENTRY_POINT_GROUP = "dispatcher.executors"
+TYPE_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")  # as in the table dispatcher.type
 _MARK = "__dispatcher_executor__"
-T = TypeVar("T")
+Model = type[BaseModel]
+Run = Callable[[Job, "Context"], Any]
+T = TypeVar("T", bound=Callable[..., Any])  # a function, or a class with execute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,21 @@ class Executor:
     """One type of job and what runs it. `limit` is how many run at once over the whole fleet."""
 
     type: str
-    run: Callable[[Job, Context], Any]
+    run: Run
     source: str
     limit: int | None = None
     timeout_s: float | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    payload: type[BaseModel] | None = None
+    payload: Model | None = None
     pool: str = "thread"
     description: str = ""
+
+    def schema(self) -> dict[str, Any] | None:
+        """The payload's JSON Schema, or None where any object will do."""
+        try:
+            return None if self.payload is None else self.payload.model_json_schema()
+        except PydanticUserError as exc:
+            raise ExecutorError(f"executor {self.type!r}: its payload model has no JSON Schema: {exc.message}") from exc
 
 
 def executor(
@@ -88,7 +100,7 @@ def executor(
     max_attempts: int = 5,
     backoff: Backoff | None = None,
     retry_timeouts: bool = False,
-    payload: type[BaseModel] | None = None,
+    payload: Model | None = None,
     pool: str = "thread",
     description: str | None = None,
 ) -> Callable[[T], T]:
@@ -97,6 +109,8 @@ def executor(
     `timeout` is in seconds or a timedelta; none means the setting `job_timeout`. A timed-out job fails for good unless
     `retry_timeouts`. `payload`, a pydantic model, is checked before a try; a payload that does not fit fails at once.
     """
+    if not TYPE_NAME.fullmatch(type):
+        raise ExecutorError(f"executor {type!r}: a type is named by 1 to 200 letters, digits and the signs _ . : / -")
     if limit is not None and limit < 0:
         raise ExecutorError(f"executor {type!r}: limit must not be negative")
     if max_attempts < 1:
@@ -108,11 +122,12 @@ def executor(
         raise ExecutorError(f"executor {type!r}: there is no pool {pool!r}; known pools: thread")
 
     def declare(target: T) -> T:
-        run = target().execute if inspect.isclass(target) else target
+        instance: Any = target() if inspect.isclass(target) else None
+        run: Run = target if instance is None else instance.execute
         spec = Executor(
             type=type,
             run=run,
-            source=f"{target.__module__}.{target.__qualname__}",  # type: ignore[attr-defined]
+            source=f"{target.__module__}.{target.__qualname__}",
             limit=limit,
             timeout_s=timeout_s,
             retry=RetryPolicy(max_attempts, backoff or Backoff(), retry_timeouts),

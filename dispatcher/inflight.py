@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from dispatcher.context import Context
@@ -22,10 +22,25 @@ if TYPE_CHECKING:
 class Execution:
     """One attempt of one job in this process. Times are monotonic seconds."""
 
-    __slots__ = ("claimed", "claimed_at", "ctx", "ended_at", "executor", "outcome", "resent", "stack", "started_at", "thread")
+    __slots__ = (
+        "cancel_requested",
+        "claimed",
+        "claimed_at",
+        "ctx",
+        "ended_at",
+        "executor",
+        "key",
+        "outcome",
+        "resent",
+        "stack",
+        "started_at",
+        "thread",
+    )
 
     def __init__(self, claimed: Claimed, executor: Executor, claimed_at: float) -> None:
         self.claimed = claimed
+        self.cancel_requested = False
+        self.key = (claimed.id, claimed.attempt)
         self.executor = executor
         self.claimed_at = claimed_at
         self.ctx: Context | None = None  # set when a thread starts it
@@ -35,11 +50,6 @@ class Execution:
         self.stack: str | None = None  # of its thread, taken when it outlived its timeout
         self.outcome: Outcome | None = None  # set when its thread is back
         self.resent = False  # an earlier answer was lost: not finding the row proves nothing
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """(id, attempt)"""
-        return self.claimed.id, self.claimed.attempt
 
 
 class InFlight:
@@ -53,29 +63,29 @@ class InFlight:
         self.executing: dict[int, Execution] = {}
         """Executions whose thread is not back, by job id; written by the worker threads, one key each."""
 
-    def add(self, executions: Iterable[Execution]) -> None:
+    def add(self, executions: Sequence[Execution]) -> None:
         """Takes freshly claimed executions in."""
         with self._lock:
-            for execution in executions:
-                claimed = execution.claimed
-                self._all[claimed.id, claimed.attempt] = execution
-                self._by_type[claimed.type] += 1
-                self._by_claim[claimed.claim] += 1
+            self._all.update((execution.key, execution) for execution in executions)
+            self._by_type.update(execution.claimed.type for execution in executions)
+            self._by_claim.update(execution.claimed.claim for execution in executions)
 
     def remove(self, executions: Iterable[Execution]) -> list[int]:
         """Lets settled executions go; returns the claims of which none is left."""
-        emptied = []
         with self._lock:
-            for execution in executions:
-                claimed = execution.claimed
-                if self._all.pop((claimed.id, claimed.attempt), None) is None:
-                    continue
-                self._by_type[claimed.type] -= 1
-                self._by_claim[claimed.claim] -= 1
-                if not self._by_claim[claimed.claim]:
-                    del self._by_claim[claimed.claim]
-                    emptied.append(claimed.claim)
+            known = [execution for execution in executions if self._all.pop(execution.key, None) is not None]
+            self._by_type.subtract(execution.claimed.type for execution in known)
+            claims = Counter(execution.claimed.claim for execution in known)
+            self._by_claim.subtract(claims)
+            emptied = [claim for claim in claims if not self._by_claim[claim]]
+            for claim in emptied:
+                del self._by_claim[claim]
         return emptied
+
+    def find(self, job_ids: Iterable[int]) -> list[Execution]:
+        """The executions of these jobs."""
+        wanted = set(job_ids)
+        return [execution for execution in self.snapshot() if execution.claimed.id in wanted] if wanted else []
 
     def running(self, type: str) -> int:
         """How many of a type are in flight."""

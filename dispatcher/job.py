@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 Json = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
 
@@ -41,8 +41,7 @@ class CancelReason(StrEnum):
     LOST = "lost"  # its replica has lost the database; the job will be given to another one
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):  # a tuple, since one is made for each execution and a frozen dataclass costs four times as much
     """What an executor is given. `payload` is a dict, or an instance of the type's payload model."""
 
     id: int

@@ -1,8 +1,8 @@
 """Logging on standard error: text for people, or one JSON object a line. It never raises, whatever is logged.
 
-What is logged may come from anywhere: a record stays one line, and nothing in it can look like another record or
-steer a terminal. Text shows an exception on lines of its own, each marked, since people read it; JSON has it as
-one field.
+What is logged may come from anywhere: a record stays one line, and nothing in it can look like another record
+or steer a terminal. Text shows an exception on lines of its own, each marked, since people read it; JSON has
+it as one field.
 """
 
 from __future__ import annotations
@@ -118,20 +118,12 @@ def _text(value: object) -> str:
 
 
 def _jsonable(value: object) -> object:
+    if isinstance(value, str):
+        return _short(value)
     try:
         text = json.dumps(value, default=_text, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return _text(value)
-    return (
-        value
-        if isinstance(value, int | float)
-        else _short(value)
-        if isinstance(value, str)
-        else _parsed(text)
-    )
-
-
-def _parsed(text: str) -> object:
     parsed: object = json.loads(text) if len(text) <= LONGEST else _short(text)
     return parsed
 

@@ -50,7 +50,9 @@ class JobMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Samples for a scrape."""
-        finished = CounterMetricFamily("dispatcher_jobs_finished", "Jobs that ended, by final state.", labels=["type", "state"])
+        finished = CounterMetricFamily(
+            "dispatcher_jobs_finished", "Jobs that ended, by final state.", labels=["type", "state"]
+        )
         for (type, state), count in list(self.finished.items()):
             finished.add_metric([type, state], count)
         yield finished
@@ -78,9 +80,13 @@ class Metrics:
         r.register(self.jobs)
         self.leader = Gauge("dispatcher_leader", "1 on the replica that leads.", registry=r)
         self.term = Gauge("dispatcher_term", "The latest term this replica has led.", registry=r)
-        self.transitions = Counter("dispatcher_leader_transitions", "Times this replica began or ended to lead.", registry=r)
+        self.transitions = Counter(
+            "dispatcher_leader_transitions", "Times this replica began or ended to lead.", registry=r
+        )
         self.by_state = Gauge(
-            "dispatcher_jobs", "Jobs by state, counted now and then by the leader; ended well are left out.", ["type", "state"],
+            "dispatcher_jobs",
+            "Jobs by state, counted now and then by the leader; ended well are left out.",
+            ["type", "state"],
             registry=r,
         )
         self.oldest = Gauge(
@@ -90,12 +96,20 @@ class Metrics:
         self.limit = Gauge("dispatcher_limit", "How many of the type may run over the fleet.", ["type"], registry=r)
         self.claim_seconds = Histogram("dispatcher_claim_seconds", "One claim.", buckets=SECONDS, registry=r)
         self.claim_size = Histogram("dispatcher_claim_batch_size", "Jobs in a claim.", buckets=SIZES, registry=r)
-        self.settle_seconds = Histogram("dispatcher_settle_seconds", "One group of outcomes.", buckets=SECONDS, registry=r)
+        self.settle_seconds = Histogram(
+            "dispatcher_settle_seconds", "One group of outcomes.", buckets=SECONDS, registry=r
+        )
         self.settle_size = Histogram("dispatcher_settle_batch_size", "Outcomes in a group.", buckets=SIZES, registry=r)
-        self.stale = Counter("dispatcher_stale_outcomes", "Outcomes that came too late and changed nothing.", registry=r)
+        self.stale = Counter(
+            "dispatcher_stale_outcomes", "Outcomes that came too late and changed nothing.", registry=r
+        )
         self.rescued = Counter("dispatcher_jobs_rescued", "Jobs taken from vanished owners.", ["reason"], registry=r)
         self.timed_out = Counter("dispatcher_jobs_timed_out", "Jobs that outlived their timeout.", ["type"], registry=r)
-        self.stuck = Gauge("dispatcher_stuck_threads", "Threads that are not back although their job is over.", registry=r)
+        self.stuck = Gauge(
+            "dispatcher_stuck_threads", "Threads that are not back although their job is over.", registry=r
+        )
         self.listener = Gauge("dispatcher_listener_connected", "1 while notifications arrive.", registry=r)
-        self.last_tick = Gauge("dispatcher_last_tick_timestamp_seconds", "When the main loop last made progress.", registry=r)
+        self.last_tick = Gauge(
+            "dispatcher_last_tick_timestamp_seconds", "When the main loop last made progress.", registry=r
+        )
         self.db_errors = Counter("dispatcher_db_errors", "Errors of the database or of the way to it.", registry=r)

@@ -1,8 +1,8 @@
 """The HTTP end of a replica for people and machines that look after it: metrics, health, readiness.
 
-It must answer when the rest is in trouble, so it stands alone: threads of its own, no database, no queue. A client
-that is slow to ask or to read holds one thread for at most LIFETIME_S; when too many are open, the oldest one makes
-room. So neither a scrape nor the stop of the daemon ever waits for a client.
+It must answer when the rest is in trouble, so it stands alone: threads of its own, no database, no queue. A
+client that is slow to ask or to read holds one thread for at most LIFETIME_S; when too many are open, the
+oldest one makes room. So neither a scrape nor the stop of the daemon ever waits for a client.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ Checks = Callable[[], dict[str, str | None]]
 LIFETIME_S = 10.0  # Prometheus gives up on a scrape after 10 s by default
 CONNECTIONS = 32  # a few scrapers, a load balancer, a person; each costs a thread
 POLL_S = 0.2  # the longest that stop() waits for the accepting thread
-INDEX = (
-    b"pg-dispatcher\n\n/metrics  for Prometheus\n/healthz  the process lives\n/readyz   it can do its work\n"
-)
+INDEX = b"pg-dispatcher\n\n/metrics  for Prometheus\n/healthz  the process lives\n/readyz   it can do its work\n"
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +78,7 @@ class Ops:
 def _advice(host: str, port: int, exc: Exception) -> str:
     number = exc.errno if isinstance(exc, OSError) else None
     if number == errno.EADDRINUSE:
-        return (
-            f"metrics_port {port} is in use on {host or 'this host'}: set another one, or 0 for any free port"
-        )
+        return f"metrics_port {port} is in use on {host or 'this host'}: set another one, or 0 for any free port"
     if number == errno.EACCES:
         return f"metrics_port {port} needs root: set one from 1024 on"
     reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
@@ -192,9 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         answer: list[tuple[str, list[tuple[str, str]]]] = []
 
-        def start_response(
-            status: str, headers: list[tuple[str, str]], *_: object
-        ) -> Callable[[bytes], object]:
+        def start_response(status: str, headers: list[tuple[str, str]], *_: object) -> Callable[[bytes], object]:
             answer.append((status, headers))
             return lambda _: None
 

@@ -60,7 +60,11 @@ class JobRuntime:
             raise UnsafeTransaction("the connection is in autocommit: open a transaction first")
         try:
             row = conn.execute(statement(name), {**params, "installation": self._installation}).fetchone()
-        except (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as exc:
+        except (
+            psycopg.errors.UndefinedFunction,
+            psycopg.errors.UndefinedTable,
+            psycopg.errors.InvalidSchemaName,
+        ) as exc:
             raise UnsafeTransaction(_WRONG_DATABASE) from exc
         except psycopg.Error as exc:
             raise _named(exc) from exc

@@ -26,7 +26,7 @@ def notify(*lines: str) -> bool:
 
 
 def watchdog_interval_s() -> float | None:
-    """Seconds without a ping after which systemd takes this process for hung; ping at half. None: no watchdog."""
+    """Seconds without a ping after which systemd acts (so ping at half of it); None: there is no watchdog."""
     try:
         microseconds = int(os.environ.get("WATCHDOG_USEC", ""))
         pid = int(os.environ.get("WATCHDOG_PID") or os.getpid())

@@ -10,7 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dispatcher.errors import SettingsError
@@ -92,18 +100,26 @@ Names = Annotated[list[str], NoDecode, BeforeValidator(parse_names)]
 class Settings(BaseSettings):
     """All settings of the dispatcher; each is an environment variable DISPATCHER_<NAME> as well."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", validate_default=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     dsn: SecretStr = Field(SecretStr(""), description="PostgreSQL connection; empty: libpq's PG* variables")
     lease_name: str = Field("default", description="which lease this replica contends for", min_length=1, max_length=60)
     threads: int = Field(16, ge=1, le=1000, description="worker threads of this replica")
     poll_interval: Duration = Field(timedelta(seconds=1), description="the net under a lost notification")
-    heartbeat_interval: Duration = Field(timedelta(seconds=1), description="longest silence of a replica's lease session")
+    heartbeat_interval: Duration = Field(
+        timedelta(seconds=1), description="longest silence of a replica's lease session"
+    )
     lease_duration: Duration = Field(timedelta(seconds=5), description="silence after which the server ends a leader")
-    orphan_after: Duration = Field(timedelta(seconds=30), description="absence after which a replica's jobs are taken from it")
+    orphan_after: Duration = Field(
+        timedelta(seconds=30), description="absence after which a replica's jobs are taken from it"
+    )
     job_timeout: Duration = Field(timedelta(minutes=15), description="timeout of types that name none")
     shutdown_grace: Duration = Field(timedelta(seconds=20), description="how long running jobs may go on after SIGTERM")
-    limits: Limits = Field(default_factory=dict, description="running jobs per type over the fleet; * is all types together")
+    limits: Limits = Field(
+        default_factory=dict, description="running jobs per type over the fleet; * is all types together"
+    )
     executors: Names = Field(default_factory=list, description="modules with executors, besides installed entry points")
     metrics_host: str = Field("127.0.0.1", description="where /metrics, /healthz and /readyz listen")
     metrics_port: int = Field(9464, ge=0, le=65535, description="0: any free port")
@@ -112,7 +128,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     retention_succeeded: Duration = Field(timedelta(days=1), description="how long succeeded jobs are kept")
-    retention_failed: Duration = Field(timedelta(days=14), description="how long failed, partial and canceled jobs are kept")
+    retention_failed: Duration = Field(
+        timedelta(days=14), description="how long failed, partial and canceled jobs are kept"
+    )
     max_payload_bytes: int = Field(1024 * 1024, ge=2, le=200 * 1024 * 1024, description="largest payload, as JSON text")
 
     @field_validator("log_level", "log_format", mode="before")
@@ -159,7 +177,10 @@ def load(flags: dict[str, Any] | None = None, file: str | None = None) -> tuple[
         if name in given:
             merged[name], origin[name] = given[name], "flag"
         elif ENV_PREFIX + name.upper() in os.environ:
-            merged[name], origin[name] = os.environ[ENV_PREFIX + name.upper()], f"environment {ENV_PREFIX}{name.upper()}"
+            merged[name], origin[name] = (
+                os.environ[ENV_PREFIX + name.upper()],
+                f"environment {ENV_PREFIX}{name.upper()}",
+            )
         elif name == "dsn" and "DATABASE_URL" in os.environ:
             merged[name], origin[name] = os.environ["DATABASE_URL"], "environment DATABASE_URL"
         elif name in from_file:

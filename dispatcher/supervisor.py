@@ -134,9 +134,7 @@ def _report(status: int, line: str) -> None:
 class _Watch:
     """Waits for the end of the program, of the daemon, or for the order to end it."""
 
-    def __init__(
-        self, control: int, status: int, wake: int, program: int, kill_after_s: float, daemon: int
-    ) -> None:
+    def __init__(self, control: int, status: int, wake: int, program: int, kill_after_s: float, daemon: int) -> None:
         self._control = control
         self._status = status
         self._wake = wake
@@ -152,14 +150,14 @@ class _Watch:
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while self._reap():
+            if os.getppid() != self._daemon:
+                self._kill_at = 0.0
             self._kill_if_due()
             events = dict(poll.poll(self._timeout_ms()))
             if self._wake in events:
                 os.read(self._wake, 4096)
             if self._control in events and self._read_control():
                 poll.unregister(self._control)
-            if os.getppid() != self._daemon:
-                self._kill_at = 0.0
 
     def _reap(self) -> bool:
         """False once there is no child left: as their reaper, this process then has no descendant either."""

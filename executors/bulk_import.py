@@ -15,13 +15,11 @@ from typing import Any, Literal
 from psycopg import Connection, errors
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dispatcher.context import Context
-from dispatcher.executor import Fail, Partial, executor
-from dispatcher.job import Job
+from dispatcher import Context, Fail, Job, Partial, executor
 
 from .import_file import FileProblem, Record, Source, open_inside
 from .import_rows import Layout, RowProblem, csv_layout, ndjson_layout
-from .import_table import Loader, TableProblem, find_table
+from .import_table import Loader, Table, TableProblem, find_table
 
 SETTING = "DISPATCHER_IMPORT_ROOT"
 
@@ -127,7 +125,7 @@ class _Import:
     def run(self, checkpoint: Any) -> Any:
         """Loads what is left of the file; the job's result."""
         table = find_table(self._conn, self._payload.table)
-        layout = self._layout(table.columns)
+        layout = self._layout(table)
         loader = Loader(self._conn, table, layout.columns, self._payload.delimiter, layout.null)
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -138,20 +136,22 @@ class _Import:
             self._commit()
         return self._result()
 
-    def _layout(self, table_columns: list[str]) -> Layout:
+    def _layout(self, table: Table) -> Layout:
         payload = self._payload
         if payload.kind == "csv":
             layout = csv_layout(
                 self._source,
-                table_columns,
+                table.columns,
                 columns=payload.columns,
                 header=payload.header,
                 delimiter=payload.delimiter.encode(),
                 null=payload.null,
             )
         else:
-            layout = ndjson_layout(self._source, table_columns, columns=payload.columns)
-        unknown = [name for name in layout.columns if name not in table_columns]
+            layout = ndjson_layout(
+                self._source, table.columns, columns=payload.columns, json_columns=table.json_columns
+            )
+        unknown = [name for name in layout.columns if name not in table.columns]
         if unknown:
             raise TableProblem(f"table {payload.table!r} has no column {', '.join(map(repr, unknown))}")
         return layout

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dispatcher.context import Context
-from dispatcher.executor import Fail, executor
-from dispatcher.job import Job
+from dispatcher import Context, Fail, Job, executor
 from dispatcher.process import ProgramResult, clean_environment, run_program
 
 SETTING = "DISPATCHER_COMMANDS"

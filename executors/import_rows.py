@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .import_file import FileProblem, Record, Source
 
+_QUOTE = '"'
 Columns = Sequence[str] | Mapping[str, str] | None
 
 
@@ -66,7 +67,9 @@ def csv_layout(
     return Layout([target[names[index]] for index in picked], null, encode, as_is)
 
 
-def ndjson_layout(source: Source, table_columns: list[str], *, columns: Columns) -> Layout:
+def ndjson_layout(
+    source: Source, table_columns: list[str], *, columns: Columns, json_columns: Collection[str]
+) -> Layout:
     """For one JSON object a line; without `columns`, the keys of the first object are the columns."""
     if columns is None:
         columns = _keys_of_first(source, table_columns)
@@ -74,6 +77,9 @@ def ndjson_layout(source: Source, table_columns: list[str], *, columns: Columns)
     else:
         strict = False
     target = _targets(columns, list(columns))
+    fields = [
+        (name, _json_field if column in json_columns else _csv_field) for name, column in target.items()
+    ]
 
     def encode(record: bytes) -> bytes | None:
         if not record.strip():
@@ -81,7 +87,7 @@ def ndjson_layout(source: Source, table_columns: list[str], *, columns: Columns)
         row = _parse_object(record)
         if strict and not row.keys() <= target.keys():
             raise RowProblem(f"unknown key {next(key for key in row if key not in target)!r}")
-        return _csv_row(map(row.get, target))
+        return _csv_row([field(row.get(name)) for name, field in fields])
 
     return Layout(list(target.values()), "", encode, lambda _: False)
 
@@ -176,8 +182,8 @@ def _parse_object(record: bytes) -> dict[str, Any]:
     return row
 
 
-def _csv_row(values: Iterable[Any]) -> bytes:
-    text = ",".join(map(_csv_field, values)) + "\n"
+def _csv_row(fields: list[str]) -> bytes:
+    text = ",".join(fields) + "\n"
     if "\0" in text:
         raise RowProblem("a NUL character, which PostgreSQL cannot store")
     try:
@@ -187,16 +193,21 @@ def _csv_row(values: Iterable[Any]) -> bytes:
 
 
 def _csv_field(value: Any) -> str:
-    kind = type(value)
+    kind = type(value)  # an exact comparison is twice as fast as isinstance() and match
     if kind is str:
-        return '"' + value.replace('"', '""') + '"'
+        return f'"{value.replace(_QUOTE, _QUOTE * 2)}"'
     if value is None:
         return ""
     if kind is bool:
         return "true" if value else "false"
     if kind is int or kind is _Number:
         return str(value)
-    return '"' + _dump(value).replace('"', '""') + '"'
+    return _json_field(value)
+
+
+def _json_field(value: Any) -> str:
+    """For a column of type json, in which a text is a JSON string; null is SQL's here too."""
+    return "" if value is None else f'"{_dump(value).replace(_QUOTE, _QUOTE * 2)}"'
 
 
 def _dump(value: Any) -> str:

@@ -33,6 +33,7 @@ class Table:
     schema: str
     name: str
     columns: list[str]
+    json_columns: frozenset[str]
 
 
 def find_table(conn: Connection[Any], name: str) -> Table:
@@ -45,7 +46,10 @@ def find_table(conn: Connection[Any], name: str) -> Table:
                n.nspname in ('dispatcher', 'information_schema') or n.nspname like 'pg\\_%%',
                array(select a.attname::text from pg_attribute a
                      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-                     order by a.attnum)
+                     order by a.attnum),
+               array(select a.attname::text from pg_attribute a
+                     where a.attrelid = c.oid and a.attnum > 0
+                       and a.atttypid in ('json'::regtype, 'jsonb'::regtype))
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.oid = to_regclass(%s)
         """,
@@ -54,12 +58,12 @@ def find_table(conn: Connection[Any], name: str) -> Table:
     conn.commit()
     if row is None:
         raise TableProblem(f"there is no table {name!r}")
-    schema, table, plain, reserved, columns = row
+    schema, table, plain, reserved, columns, json_columns = row
     if reserved:
         raise TableProblem(f"schema {schema!r} is not for imports")
     if not plain:
         raise TableProblem(f"{name!r} is no table")
-    return Table(schema, table, columns)
+    return Table(schema, table, columns, frozenset(json_columns))
 
 
 class Loader:

@@ -66,9 +66,7 @@ def share_lanes(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], roo
     return [(Lane(type, tenant), take) for type, tenant, take in rows]
 
 
-def claim_jobs(
-    conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, owner: int, term: int
-) -> list[Claimed]:
+def claim_jobs(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, owner: int, term: int) -> list[Claimed]:
     """Claims up to `take` jobs of each lane behind its cursor."""
     rows = conn.execute(
         statement("claim_jobs"),

@@ -37,7 +37,7 @@ def wait_lease(conn: Connection, lease: int, wait_ms: int) -> tuple[bool, Holder
 
 def begin_term(conn: Connection, lease: int, replica: int) -> tuple[int, bool] | None:
     """(term, whether the server's timeline changed since the last one), or None without the lock."""
-    return conn.execute(statement("begin_term"), {"lease": lease, "replica": replica}).fetchone()  # type: ignore[return-value]
+    return conn.execute(statement("begin_term"), {"lease": lease, "replica": replica}).fetchone()
 
 
 def resign_lease(conn: Connection, lease: int) -> None:

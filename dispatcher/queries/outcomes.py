@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dispatcher.db import Connection
+from dispatcher.db import Connection, array
 from dispatcher.outcome import Outcome
 from dispatcher.sql import statement
 
@@ -16,15 +16,15 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
     rows = conn.execute(
         statement("finish_free_jobs" if free_only else "finish_jobs"),
         {
-            "ids": [o.job_id for o in outcomes],
-            "attempts": [o.attempt for o in outcomes],
-            "states": [o.state.value for o in outcomes],
-            "results": [o.result for o in outcomes],
-            "errors": [o.errors for o in outcomes],
-            "failures": [o.failures for o in outcomes],
+            "ids": array([o.job_id for o in outcomes]),
+            "attempts": array([o.attempt for o in outcomes]),
+            "states": array([o.state for o in outcomes]),
+            "failures": array([o.failures for o in outcomes]),
+            "results": _json_array([o.result for o in outcomes]),
+            "errors": _json_array([o.errors for o in outcomes]),
         },
     )
-    return {(id, attempt) for id, attempt in rows.fetchall()}
+    return set(rows.fetchall())
 
 
 def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attempt]:
@@ -32,23 +32,23 @@ def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attemp
     rows = conn.execute(
         statement("reschedule_jobs"),
         {
-            "ids": [o.job_id for o in outcomes],
-            "attempts": [o.attempt for o in outcomes],
-            "delays_s": [o.delay_s or 0.0 for o in outcomes],
-            "errors": [o.errors for o in outcomes],
-            "failures": [o.failures for o in outcomes],
+            "ids": array([o.job_id for o in outcomes]),
+            "attempts": array([o.attempt for o in outcomes]),
+            "delays_s": array([o.delay_s or 0.0 for o in outcomes]),
+            "failures": array([o.failures for o in outcomes]),
+            "errors": _json_array([o.errors for o in outcomes]),
         },
     )
-    return {(id, attempt) for id, attempt in rows.fetchall()}
+    return set(rows.fetchall())
 
 
 def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Attempt]:
     """Those whose row still says running."""
     rows = conn.execute(
         statement("list_still_running"),
-        {"ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+        {"ids": array([id for id, _ in attempts]), "attempts": array([attempt for _, attempt in attempts])},
     )
-    return {(id, attempt) for id, attempt in rows.fetchall()}
+    return set(rows.fetchall())
 
 
 def drop_claims(conn: Connection, claims: Sequence[int]) -> None:
@@ -85,3 +85,10 @@ def list_canceled(conn: Connection, owner: int, ids: Sequence[int]) -> list[int]
 def wake_leader(conn: Connection, lease: int) -> None:
     """Tells the leader that a slot has become free elsewhere."""
     conn.execute(statement("wake_leader"), {"lease": lease})
+
+
+def _json_array(texts: Sequence[str | None]) -> str | None:
+    """JSON texts as one JSON array, which needs no escaping; None where there is nothing in it."""
+    if not any(texts):
+        return None
+    return f"[{','.join(text or 'null' for text in texts)}]"

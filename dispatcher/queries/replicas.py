@@ -77,7 +77,9 @@ def end_own_session(conn: Connection, replica: int) -> None:
 def list_replicas(conn: Connection, lease: int) -> list[Replica]:
     """All replicas of the lease, and owners of claims that have no row."""
     return [
-        Replica(id, incarnation, Process(host, pid, boot, ns, start, lock_file), version, tuple(types), started, present)
+        Replica(
+            id, incarnation, Process(host, pid, boot, ns, start, lock_file), version, tuple(types), started, present
+        )
         for id, incarnation, host, pid, boot, ns, start, lock_file, version, types, started, present in conn.execute(
             statement("list_replicas"), {"lease": lease}
         )
@@ -101,7 +103,7 @@ def publish_types(
             "limits": [limits.get(spec.type, spec.limit) for spec in specs],
             "timeouts_s": [spec.timeout_s or timeout_s for spec in specs],
             "max_attempts": [spec.retry.max_attempts for spec in specs],
-            "schemas": [json.dumps(spec.payload.model_json_schema()) if spec.payload else None for spec in specs],
+            "schemas": [None if (schema := spec.schema()) is None else json.dumps(schema) for spec in specs],
             "descriptions": [spec.description for spec in specs],
             "max_payload_bytes": max_payload_bytes,
         },

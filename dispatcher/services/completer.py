@@ -142,7 +142,8 @@ class Completer:
         return 0.01 if self._empty_claims else 1.0
 
     def _settle(self, conn: Connection, group: list[Execution]) -> None:
-        final, back = [], []
+        final: list[Execution] = []
+        back: list[Execution] = []
         for execution in group:
             (final if _outcome(execution).state in FINAL else back).append(execution)
         done = self._send(conn, final, self._finish) if final else set()
@@ -174,7 +175,10 @@ class Completer:
         return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
 
     def _send(
-        self, conn: Connection, group: list[Execution], send: Callable[[Connection, list[Execution]], set[tuple[int, int]]]
+        self,
+        conn: Connection,
+        group: list[Execution],
+        send: Callable[[Connection, list[Execution]], set[tuple[int, int]]],
     ) -> set[tuple[int, int]]:
         """Sends a group; where the database refuses a value in it, finds the one and fails that job alone."""
         try:
@@ -204,7 +208,10 @@ class Completer:
             jobs.finished[type, State.SUCCEEDED.value] += 1
         elif not execution.resent:
             self._metrics.stale.inc()
-            log.warning("an outcome came too late and changed nothing", extra={"job_id": outcome.job_id, "attempt": outcome.attempt})
+            log.warning(
+                "an outcome came too late and changed nothing",
+                extra={"job_id": outcome.job_id, "attempt": outcome.attempt},
+            )
         if execution.started_at:
             jobs.duration[type].observe(execution.ended_at - execution.started_at)
             jobs.wait[type].observe(execution.claimed.waited_s + execution.started_at - execution.claimed_at)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -42,6 +43,9 @@ class Pool(Protocol):
 
     def rate(self) -> float:
         """Jobs ended a second, of late."""
+
+    def nudge(self) -> None:
+        """Sees to it that jobs which wait are taken by a thread, if one is free."""
 
     def stalled(self) -> bool:
         """True if jobs wait and none has been started for a while."""
@@ -144,7 +148,10 @@ class Dispatch:
         rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
         claimed_at = self._clock()
         self._advance(takes, rows)
-        self.busy, self._claimed_at = bool(rows) and began - self._claimed_at < BURST_S, claimed_at if rows else self._claimed_at
+        self.busy, self._claimed_at = (
+            bool(rows) and began - self._claimed_at < BURST_S,
+            claimed_at if rows else self._claimed_at,
+        )
         if rows:
             self._metrics.claim_seconds.observe(claimed_at - began)
             self._metrics.claim_size.observe(len(rows))
@@ -156,11 +163,18 @@ class Dispatch:
         waiting, ahead = self._pool.waiting, min(MAX_AHEAD, int(self._pool.rate() * AHEAD_S))
         if waiting * 2 > ahead and waiting > 0:
             return 0  # half a queue is left: a larger claim later is cheaper than a small one now
-        room = min(self._pool.threads - len(self._inflight.executing) + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight))
+        room = min(
+            self._pool.threads - len(self._inflight.executing) + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight)
+        )
         overall = self._limits.get("*")
         if overall is not None:
             room = min(room, overall - len(self._inflight) - sum(self._elsewhere.values()))
         return room
+
+    def rest_full(self, timeout_s: float) -> None:
+        """Waits while there is no room; what waits in the pool is looked after meanwhile."""
+        self.woken.wait(min(timeout_s, 0.002) if self._pool.waiting else timeout_s)
+        self._pool.nudge()
 
     def return_waiting(self, conn: Connection) -> None:
         """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
@@ -209,7 +223,9 @@ class Dispatch:
 
     def _takes(self, conn: Connection, room: int) -> list[tuple[Lane, int, Cursor]]:
         free = {type: self._free(type) for type in {lane.type for lane in self._lanes}}
-        takes = [(lane, min(room, free[lane.type]), cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0]
+        takes = [
+            (lane, min(room, free[lane.type]), cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0
+        ]
         asked: dict[str, int] = {}
         for lane, take, _ in takes:
             asked[lane.type] = asked.get(lane.type, 0) + take
@@ -217,7 +233,9 @@ class Dispatch:
             return self._share(conn, takes, room)
         return takes
 
-    def _share(self, conn: Connection, takes: list[tuple[Lane, int, Cursor]], room: int) -> list[tuple[Lane, int, Cursor]]:
+    def _share(
+        self, conn: Connection, takes: list[tuple[Lane, int, Cursor]], room: int
+    ) -> list[tuple[Lane, int, Cursor]]:
         if len(takes) == 1:
             return takes
         shares = claims.share_lanes(conn, takes, room)
@@ -228,21 +246,17 @@ class Dispatch:
 
     def _advance(self, takes: list[tuple[Lane, int, Cursor]], rows: list[Claimed]) -> None:
         """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
-        got: dict[Lane, int] = {}
-        for row in rows:
-            lane = Lane(row.type, row.tenant)
-            got[lane] = got.get(lane, 0) + 1
-            self._lanes[lane] = Cursor(row.priority, row.id)  # rows come by priority and id
+        got = Counter((row.type, row.tenant) for row in rows)
+        last = {(row.type, row.tenant): row for row in rows}  # rows come by priority and id
         for lane, take, _ in takes:
-            if got.get(lane, 0) < take:
+            if got[lane] < take:
                 self._lanes.pop(lane, None)
+            else:
+                self._lanes[lane] = Cursor(last[lane].priority, last[lane].id)
 
     def _hand_over(self, rows: list[Claimed], claimed_at: float) -> None:
-        executions = []
-        for row in rows:
-            spec = self._registry.get(row.type)
-            assert spec is not None  # only lanes of registered types are read
-            executions.append(Execution(row, spec, claimed_at))
+        specs = {type: spec for type in {row.type for row in rows} if (spec := self._registry.get(type)) is not None}
+        executions = [Execution(row, specs[row.type], claimed_at) for row in rows]  # only registered types are claimed
         self._inflight.add(executions)
         self._before_run()  # the fence is armed before the first of them starts
         self._pool.submit(executions)

@@ -76,7 +76,6 @@ class Lease:
         """No claim before this (clock seconds): a promoted server may have lost claims that still run."""
         self.trusted_from: float | None = None
         """boottime() before the latest request that this session's server answered."""
-        self.contending = True
 
     def connect(self) -> bool:
         """Opens the session and takes the liveness lock; False where that has to be tried again."""
@@ -118,20 +117,21 @@ class Lease:
             self._failed(exc)
         return self.term is not None
 
-    def beat(self, *, now: bool = False) -> None:
-        """Once a heartbeat: a request that proves this session, and that this replica is still known."""
-        if self.conn is None or not (now or self._clock() - self._last_beat >= self._heartbeat_s):
-            return
+    def beat(self) -> bool:
+        """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was time."""
+        if self.conn is None or self._clock() - self._last_beat < self._heartbeat_s:
+            return False
         sent, self._last_beat = boottime(), self._clock()
         try:
             known = statements.beat(self.conn, self._replica)
         except psycopg.Error as exc:
             self._failed(exc)
-            return
+            return True
         self.trusted_from = sent
         if not known:
             self.drop()
             raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+        return True
 
     def beat_in(self) -> float:
         """Seconds until the next beat is due; 0 if it is."""
@@ -170,7 +170,9 @@ class Lease:
         self.claim_from = self._clock()
         if timeline_changed:
             self.claim_from += self._orphan_after_s
-            log.warning("the server was promoted: waits before the first claim", extra={"seconds": self._orphan_after_s})
+            log.warning(
+                "the server was promoted: waits before the first claim", extra={"seconds": self._orphan_after_s}
+            )
         self._lead(term)
         log.info("leads", extra={"term": term})
 

@@ -12,17 +12,22 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import ValidationError
 
 from dispatcher.context import Context, Runtime
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.job import Job
+from dispatcher.job import CancelReason, Job
 from dispatcher.outcome import JobError, Outcome, Raised, Returned, settle
+from dispatcher.queries.claims import Claimed
 
 STALL_S = 1.0  # waiting longer than this without any start: the queue was filled for a faster pool
 SAMPLE_S = 0.02
+QUICK_S = 0.0001  # of jobs quicker than this one thread runs as many as sixteen, which would only fight for the GIL
+NUDGE_S = 0.001
 
 
 class ThreadPool:
@@ -46,7 +51,13 @@ class ThreadPool:
         self._ended = ended
         self._clock = clock
         self._chance = chance
-        self._queue: queue.SimpleQueue[Execution] = queue.SimpleQueue()
+        # Busy threads pop from the deque without a lock; idle ones wait for a token. A queue.Queue would hand each job over
+        # from thread to thread: measured, that costs several times as much as a no-op job itself.
+        self._waiting: deque[Execution] = deque()
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._idle = 0
+        self._idle_lock = threading.Lock()
+        self._typical_s = 2 * QUICK_S  # what a job takes, of late
         self._started: list[threading.Thread] = []
         self._last_start = 0.0
         self._done = 0  # a hint for rate(): two threads may count one job
@@ -55,30 +66,26 @@ class ThreadPool:
     @property
     def waiting(self) -> int:
         """Jobs that no thread has taken yet."""
-        return self._queue.qsize()
+        return len(self._waiting)
 
     def submit(self, executions: list[Execution]) -> None:
         """Queues jobs; threads are started as they are first needed."""
         self._last_start = self._clock()
-        for execution in executions:
-            self._queue.put(execution)
-        while len(self._started) < self.threads and self.waiting:
-            thread = threading.Thread(target=self._work, name=f"worker-{len(self._started)}", daemon=True)
-            self._started.append(thread)
-            thread.start()
+        self._waiting.extend(executions)
+        self._wake_one()
 
     def put_back(self, executions: list[Execution]) -> None:
         """Queues again what could not be given back."""
-        for execution in executions:
-            self._queue.put(execution)
+        self._waiting.extend(executions)
+        self._wake_one()
 
     def take_waiting(self) -> list[Execution]:
         """Takes back all jobs that no thread has taken yet."""
         taken = []
         while True:
             try:
-                taken.append(self._queue.get_nowait())
-            except queue.Empty:
+                taken.append(self._waiting.popleft())
+            except IndexError:
                 return taken
 
     def stalled(self) -> bool:
@@ -95,36 +102,74 @@ class ThreadPool:
             self._sample = (now, self._done, rate)
         return rate
 
+    def nudge(self) -> None:
+        """Wakes one more thread if jobs wait and none has been started for a moment: the jobs have become slow."""
+        if self._waiting and self._clock() - self._last_start > NUDGE_S:
+            self._typical_s = 2 * QUICK_S
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        """Wakes an idle thread, or starts one; it wakes the next one in turn if it finds more than its own job."""
+        with self._idle_lock:
+            if self._idle:
+                self._idle -= 1
+                self._tokens.put(None)
+                return
+            if len(self._started) == self.threads:
+                return
+            thread = threading.Thread(target=self._work, name=f"worker-{len(self._started)}", daemon=True)
+            self._started.append(thread)
+        thread.start()
+
     def _work(self) -> None:
         me = threading.get_ident()
         while True:
-            execution = self._queue.get()
+            try:
+                execution = self._waiting.popleft()
+            except IndexError:
+                self._rest()
+                continue
+            quick = self._typical_s < QUICK_S
+            if not quick and self._waiting and (self._idle or len(self._started) < self.threads):
+                self._wake_one()
             execution.thread = me
             self._run(execution)
             self._done += 1
+            took = execution.ended_at - execution.started_at
+            self._typical_s += (min(took, 10 * QUICK_S) - self._typical_s) / 10
+            if quick and len(self._started) - self._idle > 1:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Waits for a token; the last thread awake does not rest while jobs wait."""
+        with self._idle_lock:
+            self._idle += 1
+            last = self._idle == len(self._started)
+        if last and self._waiting:
+            self._wake_one()
+        self._tokens.get()
 
     def _run(self, execution: Execution) -> None:
         claimed, spec = execution.claimed, execution.executor
         execution.started_at = self._last_start = self._clock()
-        job = Job(
-            claimed.id, claimed.type, claimed.tenant or None, None, claimed.priority, claimed.attempt, claimed.failures,
-            claimed.created_at, None if claimed.checkpoint is None else json.loads(claimed.checkpoint),
-        )  # fmt: skip
         try:
             payload = json.loads(claimed.payload)
             if spec.payload is not None:
                 payload = spec.payload.model_validate(payload)
-            object.__setattr__(job, "payload", payload)  # still ours alone
         except ValidationError as exc:
-            execution.outcome = Outcome.failed(job, JobError("payload", explain_misfit(exc)))
+            execution.outcome = Outcome.failed(_job(claimed, None), JobError("payload", explain_misfit(exc)))
             self._end(execution)
             return
+        job = _job(claimed, payload)
         timeout_s = claimed.timeout_s or spec.timeout_s or self._job_timeout_s
         ctx = Context(job, timeout_s=timeout_s, runtime=self._runtime, clock=self._clock)
         execution.ctx = ctx
         self._inflight.executing[claimed.id] = execution
+        if execution.cancel_requested:
+            ctx.cancel(CancelReason.REQUESTED)
         ending: Returned | Raised
         try:
+            ctx.raise_if_canceled()  # canceled while it waited for a thread
             ending = Returned(spec.run(job, ctx))
         except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
             ending = Raised(exc)
@@ -141,6 +186,21 @@ class ThreadPool:
     def _end(self, execution: Execution) -> None:
         execution.ended_at = self._clock()
         self._ended(execution)
+
+
+def _job(claimed: Claimed, payload: Any) -> Job:
+    checkpoint = None if claimed.checkpoint is None else json.loads(claimed.checkpoint)
+    return Job(
+        claimed.id,
+        claimed.type,
+        claimed.tenant or None,
+        payload,
+        claimed.priority,
+        claimed.attempt,
+        claimed.failures,
+        claimed.created_at,
+        checkpoint,
+    )
 
 
 class UncommittedCompletion(Exception):

@@ -55,7 +55,9 @@ class Pruner:
             self._metrics.db_errors.inc()
             log.warning("the pruner's session is lost: %s", first_line(exc))
             self.close()
-        self._stop.wait(min(WALK_EVERY_S, max(0.1, self._keep_succeeded.total_seconds() / 10)) if walked else PAGE_PAUSE_S)
+        self._stop.wait(
+            min(WALK_EVERY_S, max(0.1, self._keep_succeeded.total_seconds() / 10)) if walked else PAGE_PAUSE_S
+        )
 
     def prune_page(self) -> bool:
         """Removes what has expired in the next page; True at the end of a walk."""

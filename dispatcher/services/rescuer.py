@@ -134,7 +134,10 @@ class Rescuer:
             removed = replicas.remove_replica(conn, replica.id)
         if orphans:
             self._metrics.rescued.labels(reason).inc(len(orphans))
-            log.warning("took jobs from a replica that is gone", extra={"replica": replica.id, "jobs": len(orphans), "reason": reason})
+            log.warning(
+                "took jobs from a replica that is gone",
+                extra={"replica": replica.id, "jobs": len(orphans), "reason": reason},
+            )
         self._rescued()
         return removed
 

@@ -76,14 +76,16 @@ class Timekeeper:
 
     def cancel(self, job_ids: list[int]) -> None:
         """Asks these jobs to stop, as somebody requested."""
-        for job_id in job_ids:
-            execution = self._inflight.executing.get(job_id)
-            if execution is not None and execution.ctx is not None:
+        for execution in self._inflight.find(job_ids):
+            execution.cancel_requested = True  # a thread that is about to start it looks at this after ctx is set
+            if execution.ctx is not None:
                 execution.ctx.cancel(CancelReason.REQUESTED)
 
     def _time_out(self, execution: Execution) -> None:
         execution.stack = self._stack_of(execution.thread)
         assert execution.ctx is not None
-        log.info("a job outlived its timeout", extra={"job_id": execution.claimed.id, "job_type": execution.claimed.type})
+        log.info(
+            "a job outlived its timeout", extra={"job_id": execution.claimed.id, "job_type": execution.claimed.type}
+        )
         self._metrics.timed_out.labels(execution.claimed.type).inc()
         execution.ctx.cancel(CancelReason.TIMEOUT)

@@ -1,8 +1,10 @@
 -- reschedule_jobs: a try that ended without ending the job: scheduled after a pause, or pending at once. Where somebody asked to
 -- cancel, that wins here, in the row, whatever the owner knew. Passes by rows that somebody holds locked.
 with o as materialized (
-    select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(delays_s)s::double precision[], %(errors)s::text[],
-                         %(failures)s::integer[]) as o (id, attempt, delay_s, errors, failures)
+    select * from rows from (
+        unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(delays_s)s::double precision[], %(failures)s::integer[]),
+        jsonb_array_elements(%(errors)s::jsonb)
+    ) as o (id, attempt, delay_s, failures, errors)
 ), free as materialized (
     select j.id from o join dispatcher.job j on j.id = o.id
     where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
@@ -12,8 +14,8 @@ set state = case when j.cancel_requested then 'canceled' when o.delay_s > 0 then
     finished_at = case when j.cancel_requested then now() end,
     run_at = now() + make_interval(secs => o.delay_s), owner = null, started_at = null, timed_out = false,
     failures = j.failures + o.failures,
-    errors = case when o.errors is null then j.errors else coalesce(j.errors, '[]') || (
-        select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors::jsonb) e) end
+    errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
+        select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
 from o join free f on f.id = o.id
 where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
 returning j.id, j.attempt

@@ -41,15 +41,15 @@ class DirectRuntime:
     def complete(self, conn: psycopg.Connection[Any], job: Job, result: Any) -> None:
         raise NotImplementedError
 
-    def enqueue(self, conn: Any, type: str, payload: Any, options: dict[str, Any]) -> int:  # noqa: A002
+    def enqueue(self, conn: Any, type: str, payload: Any, options: dict[str, Any]) -> int:
         raise NotImplementedError
 
 
 def add_job(conn: psycopg.Connection[Any], payload: dict[str, Any]) -> int:
     """A row that runs in its first attempt."""
     row = conn.execute(
-        "insert into dispatcher.job (type, state, attempt, payload) values ('bulk_import', 'running', 1, %s::jsonb)"
-        " returning id",
+        "insert into dispatcher.job (type, state, attempt, payload)"
+        " values ('bulk_import', 'running', 1, %s::jsonb) returning id",
         [json.dumps(payload)],
     ).fetchone()
     assert row

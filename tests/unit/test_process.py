@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,9 +19,7 @@ from dispatcher.context import Context, Interrupted
 from dispatcher.job import CancelReason, Job
 from dispatcher.process import ProgramResult, run_program
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descendants are found by /proc")
-
-# A descendant in a session of its own, orphaned, that ignores SIGTERM, holds the output open and tells its number.
+# An orphan in a session of its own that ignores SIGTERM, holds the output open and tells its number.
 STUBBORN = 'setsid sh -c \'trap "" TERM; echo $$ > "$0"; while :; do sleep 0.1; done\' "$1" & '
 
 
@@ -165,7 +163,7 @@ def test_cancel_kills_what_ignores_sigterm_in_whatever_session(ctx: Context, tmp
 
 def test_cancel_lets_a_program_clean_up_first(ctx: Context, tmp_path: Path) -> None:
     ready, cleaned = tmp_path / "ready", tmp_path / "cleaned"
-    script = 'trap \'echo 1 > "$2"; exit\' TERM; echo 1 > "$1"; while :; do sleep 0.05; done'  # dash waits for sleep
+    script = 'trap \'echo 1 > "$2"; exit\' TERM; echo 1 > "$1"; while :; do sleep 0.05; done'
     thread = cancel_when(lambda: pid_in(ready), ctx, CancelReason.TIMEOUT)
     started = time.monotonic()
     with pytest.raises(Interrupted):
@@ -235,8 +233,8 @@ def test_no_file_descriptor_is_inherited_but_those_that_should_be(ctx: Context, 
 
 
 @pytest.fixture
-def lock_file(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "lock"
+def lock_file(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
 
 
 DAEMON = """

@@ -1,0 +1,201 @@
+"""AsyncClient: the Client's methods with await; what they do is written once, in dispatcher.operations."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, Unpack, overload
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from dispatcher import connecting
+from dispatcher.client import Infos, Lines
+from dispatcher.executor import Registry
+from dispatcher.job import JobInfo
+from dispatcher.operations import Operations
+from dispatcher.options import Duration, Options
+from dispatcher.queries import fleet
+from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
+from dispatcher.queries.operation import (
+    Operation,
+    Pause,
+    Query,
+    Rows,
+    ask_async,
+    failure,
+    perform_async,
+)
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[TupleRow]
+AnyConnection = psycopg.AsyncConnection[Any]
+
+
+class AsyncClient:
+    """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
+
+    def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:
+        self._params = connecting.client_params(dsn)
+        self._operations = Operations(registry)
+        self._lock = asyncio.Lock()
+        self._conn: Connection | None = None
+        self._pid = os.getpid()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; another call opens one again."""
+        async with self._lock:
+            await self._drop()
+
+    async def enqueue(
+        self, type: str, payload: Any = None, *, conn: AnyConnection | None = None, **options: Unpack[Options]
+    ) -> int:
+        """See Client.enqueue."""
+        return (await self.enqueue_unique(type, payload, conn=conn, **options))[0]
+
+    async def enqueue_unique(
+        self, type: str, payload: Any = None, *, conn: AnyConnection | None = None, **options: Unpack[Options]
+    ) -> tuple[int, bool]:
+        """See Client.enqueue_unique."""
+        operation = self._operations.enqueue(type, payload, options)
+        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+
+    async def enqueue_many(
+        self,
+        type: str,
+        payloads: Iterable[Any],
+        *,
+        conn: AnyConnection | None = None,
+        **options: Unpack[Options],
+    ) -> list[int]:
+        """See Client.enqueue_many."""
+        operation = self._operations.enqueue_many(type, payloads, options)
+        return await (self._atomically(operation) if conn is None else perform_async(conn, operation, atomic=True))
+
+    async def enqueue_lines(self, type: str, chunks: Lines, **options: Unpack[Options]) -> list[int]:
+        """See Client.enqueue_lines."""
+        return await self._atomically(self._operations.enqueue_lines(type, chunks, options))
+
+    async def enqueue_text(self, type: str, text: str, **options: Unpack[Options]) -> tuple[int, bool]:
+        """See Client.enqueue_text."""
+        return await self._run(self._operations.enqueue_text(type, text, options))
+
+    async def get(self, id: int) -> JobInfo:
+        """See Client.get."""
+        return await self._run(self._operations.get(id))
+
+    async def result(self, id: int) -> Any:
+        """See Client.result."""
+        return await self._run(self._operations.result(id))
+
+    @overload
+    async def wait(self, id: int, timeout: Duration | None = None) -> JobInfo: ...
+    @overload
+    async def wait(self, id: Sequence[int], timeout: Duration | None = None) -> Infos: ...
+    async def wait(
+        self,
+        id: int | Sequence[int],
+        timeout: Duration | None = None,
+    ) -> JobInfo | Infos:
+        """See Client.wait."""
+        ids = [id] if isinstance(id, int) else id
+        ended = await self._run(self._operations.wait(ids, timeout))
+        return ended[0] if isinstance(id, int) else ended
+
+    async def cancel(self, id: int, *, conn: AnyConnection | None = None) -> str:
+        """See Client.cancel."""
+        operation = self._operations.cancel(id)
+        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+
+    async def retry(self, id: int, *, conn: AnyConnection | None = None) -> str:
+        """See Client.retry."""
+        operation = self._operations.retry(id)
+        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+
+    async def types(self) -> list[TypeInfo]:
+        """See Client.types."""
+        return await self._run(fleet.list_types())
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        """See Client.replicas."""
+        return await self._run(fleet.show_replicas())
+
+    async def leader(self, lease: str = "default") -> LeaderInfo | None:
+        """See Client.leader."""
+        return await self._run(fleet.show_lease(lease))
+
+    async def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
+        """See Client.ask_to_resign."""
+        return await self._run(fleet.ask_to_resign(lease))
+
+    # The last method, since from here on `list` means this one.
+    async def list(
+        self,
+        *,
+        type: str | None = None,
+        state: str | None = None,
+        tenant: str | None = None,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> Infos:
+        """See Client.list."""
+        return await self._run(self._operations.list(type, state, tenant, before, limit))
+
+    async def _run(self, operation: Operation[T]) -> T:
+        """Drives an operation whose statements stand each for itself."""
+        try:
+            step = next(operation)
+            while True:
+                match step:
+                    case Pause(seconds=seconds):
+                        await asyncio.sleep(seconds)
+                        step = operation.send([])
+                    case Query():
+                        try:
+                            rows = await self._ask(step)
+                        except psycopg.Error as exc:
+                            step = operation.throw(failure(exc))
+                        else:
+                            step = operation.send(rows)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    async def _atomically(self, operation: Operation[T]) -> T:
+        """Drives an operation inside one transaction."""
+        try:
+            async with self._lock:
+                return await perform_async(await self._connection(), operation, atomic=True)
+        except psycopg.Error as exc:
+            raise failure(exc) from exc
+
+    async def _ask(self, query: Query) -> Rows:
+        async with self._lock:
+            conn = await self._connection()
+            try:
+                return await ask_async(conn, query)
+            except psycopg.OperationalError:
+                if not conn.closed or not query.reads:
+                    raise
+            return await ask_async(await self._connection(), query)
+
+    async def _connection(self) -> Connection:
+        if self._pid != os.getpid():
+            self._conn, self._pid = None, os.getpid()  # the parent's: a fork must not even close it
+        if self._conn is not None and not connecting.usable(self._conn.pgconn):
+            await self._drop()
+        if self._conn is None:
+            with connecting.explained():
+                self._conn = await psycopg.AsyncConnection.connect(**self._params)
+        return self._conn
+
+    async def _drop(self) -> None:
+        if self._conn is not None and self._pid == os.getpid():
+            await self._conn.close()
+        self._conn = None

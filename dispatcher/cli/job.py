@@ -1,0 +1,190 @@
+"""dispatcher job: show, list, result, cancel, retry, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dispatcher.cli.base import common, common_options, fail, note, printable
+from dispatcher.cli.output import as_dict, cell, json_text, moment, print_fields, print_json, print_table
+from dispatcher.cli.session import client
+from dispatcher.errors import DispatcherError
+from dispatcher.job import FINAL, JobInfo, State
+from dispatcher.operations import describe_failure
+
+WELL = (State.SUCCEEDED, State.PARTIAL)
+
+
+@click.group("job")
+def command() -> None:
+    """Look at jobs, cancel them, run them again, wait for them."""
+
+
+@command.command()
+@click.argument("id", type=int)
+@common_options
+def show(id: int) -> None:
+    """Print everything about a job."""
+    with client() as db:
+        job = db.get(id)
+    if common().json:
+        print_json(job)
+    else:
+        print_job(job)
+
+
+@command.command("list")
+@click.option("--type", help="Only this type.")
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only in this state.")
+@click.option("--tenant", help="Only of this tenant.")
+@click.option("--before", type=int, metavar="ID", help="Go on from this id: the last one of the page before.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@common_options
+def list_jobs(type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int) -> None:
+    """List jobs, the newest first."""
+    with client() as db:
+        jobs = db.list(type=type, state=state, tenant=tenant, before=before, limit=limit)
+    if common().json:
+        print_json([as_dict(job) for job in jobs])
+        return
+    head = ("ID", "TYPE", "STATE", "CREATED", "ATTEMPT", "PROGRESS", "TENANT", "LAST ERROR")
+    print_table(head, [_row(job) for job in jobs])
+    if len(jobs) == limit:
+        note(f"there may be more: --before {jobs[-1].id}")
+
+
+@command.command()
+@click.argument("id", type=int)
+@common_options
+def result(id: int) -> None:
+    """Print a job's result, as JSON; exit with 1 if it failed or has not ended."""
+    with client() as db:
+        value = db.result(id)
+    if common().json:
+        print_json(value)
+    else:
+        click.echo(json_text(value))
+
+
+@command.command()
+@click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
+@common_options
+def cancel(ids: tuple[int, ...]) -> None:
+    """Cancel jobs; a running one is asked to stop."""
+    with client() as db:
+        _each(ids, db.cancel)
+
+
+@command.command()
+@click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
+@common_options
+def retry(ids: tuple[int, ...]) -> None:
+    """Run ended jobs again, with a fresh count of tries, or scheduled ones at once."""
+    with client() as db:
+        _each(ids, db.retry)
+
+
+@command.command()
+@click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
+@click.option("--timeout", metavar="DURATION", help="Give up after so long: 30, 5s, 2min.")
+@common_options
+def wait(ids: tuple[int, ...], timeout: str | None) -> None:
+    """Wait until jobs have ended; exit with 1 if one failed or was canceled."""
+    try:
+        with client() as db:
+            jobs = db.wait(list(ids), timeout)
+    except TimeoutError as exc:
+        fail(str(exc))
+    if common().json:
+        print_json(jobs[0] if len(ids) == 1 else jobs)
+    else:
+        for job in jobs:
+            click.echo(f"{job.id} {job.state}")
+    report_failures(jobs)
+
+
+def report_failures(jobs: list[JobInfo]) -> None:
+    """Exits with 1, and a line for each of the first few, if any of the jobs did not end well."""
+    failed = [job for job in jobs if job.state not in WELL]
+    for job in failed[:10]:
+        note(describe_failure(job))
+    if len(failed) > 10:
+        note(f"and {len(failed) - 10} more")
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def print_job(job: JobInfo) -> None:
+    """A job for a person."""
+    pairs: list[tuple[str, Any]] = [
+        ("id", job.id),
+        ("type", job.type),
+        ("state", _state(job)),
+        ("tenant", job.tenant),
+        ("priority", job.priority),
+        ("unique key", job.unique_key),
+        ("attempt", f"{job.attempt}, {job.failures} of {job.max_attempts} failures"),
+        ("timeout", job.timeout),
+        (
+            "progress",
+            f"{job.progress:g}%" + (f" {printable(job.progress_message)}" if job.progress_message else ""),
+        ),
+        ("created", moment(job.created_at)),
+        ("run at", moment(job.run_at)),
+        ("started", moment(job.started_at)),
+        ("finished", moment(job.finished_at)),
+        ("replica", job.owner),
+        ("payload", json_text(job.payload)),
+    ]
+    if job.state in FINAL or job.result is not None:
+        pairs.append(("result", json_text(job.result)))
+    if job.result_url:
+        pairs.append(("result at", job.result_url))
+    pairs += [("error", _error(error)) for error in job.errors[-20:]]
+    print_fields([pair for pair in pairs if pair[1] is not None])
+
+
+def _error(error: dict[str, Any]) -> str:
+    line = f"attempt {error.get('attempt')}, {error.get('kind')}: {error.get('message')}"
+    trace = error.get("trace") or ""
+    return "\n".join(printable(part) for part in [line, *str(trace).rstrip().splitlines()])
+
+
+def _state(job: JobInfo) -> str:
+    marks = [text for flag, text in ((job.cancel_requested, "asked to stop"), (job.timed_out, "timed out")) if flag]
+    return str(job.state) + (f" ({', '.join(marks)})" if marks and job.state is State.RUNNING else "")
+
+
+def _row(job: JobInfo) -> tuple[Any, ...]:
+    last = job.errors[-1].get("message") if job.errors and job.state is not State.SUCCEEDED else None
+    progress = f"{job.progress:g}%" if job.progress else None
+    error = None if last is None else cell(str(last), 40)
+    return job.id, job.type, job.state.value, job.created_at, job.attempt, progress, job.tenant, error
+
+
+def _each(ids: tuple[int, ...], act: Callable[[int], str]) -> None:
+    """Does all it can; exits with 1 if it could not do one."""
+    if len(ids) == 1:
+        state = act(ids[0])
+        if common().json:
+            print_json({"id": ids[0], "state": state})
+        else:
+            click.echo(state)
+        return
+    done: list[dict[str, Any]] = []
+    for id in ids:
+        try:
+            done.append({"id": id, "state": act(id)})
+        except DispatcherError as exc:
+            done.append({"id": id, "error": str(exc)})
+    if common().json:
+        print_json(done)
+    for one in done:
+        if "error" in one:
+            note(f"Error: {one['error']}")
+        elif not common().json:
+            click.echo(f"{one['id']} {one['state']}")
+    if any("error" in one for one in done):
+        click.get_current_context().exit(1)

@@ -1,0 +1,49 @@
+"""dispatcher run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from dispatcher import logs
+from dispatcher.cli.base import common, common_options
+from dispatcher.cli.flags import settings_flags
+from dispatcher.cli.session import settings
+from dispatcher.daemon import Daemon
+from dispatcher.errors import DispatcherError
+from dispatcher.executor import Registry
+from dispatcher.settings import ENV_PREFIX, Settings
+
+log = logging.getLogger("dispatcher.cli")
+
+
+@click.command("run")
+@settings_flags
+@common_options
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> None:
+    """Run a replica until SIGTERM or Ctrl-C: it leads, or stands by. Run `dispatcher migrate` first."""
+    loaded, _ = settings(flags)
+    if file := common().config:
+        os.environ[ENV_PREFIX + "CONFIG"] = file  # SIGHUP reads the settings again
+    context.exit(run_daemon(loaded))
+
+
+def run_daemon(loaded: Settings) -> int:
+    """One replica in this process, until it is told to stop."""
+    logs.configure(loaded.log_level, loaded.log_format)
+    # Last: executors may lie in the working directory, but nothing there may stand in for another module.
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds texts
+        sys.path.append(here)
+    registry = Registry.load(loaded.executors)
+    try:
+        return Daemon(loaded, registry).run()
+    except DispatcherError:
+        raise
+    except Exception:
+        log.exception("the replica ended by an error that should not occur")
+        return 1

@@ -1,0 +1,69 @@
+"""What the clients' connections have in common."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+
+from dispatcher.db import check_dsn, first_line
+from dispatcher.errors import DatabaseUnavailable, SettingsError
+
+CONNECT_TIMEOUT_S = 10
+
+
+def client_params(dsn: str) -> dict[str, Any]:
+    """How a client connects: in autocommit, in UTF-8, without prepared statements (poolers)."""
+    params = checked_dsn(dsn)
+    params.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+    params.setdefault("application_name", "dispatcher client")
+    if "," in str(params.get("host", "")):
+        params.setdefault("target_session_attrs", "read-write")  # of several hosts, the primary
+    return {**params, "client_encoding": "utf8", "autocommit": True, "prepare_threshold": None}
+
+
+def checked_dsn(dsn: str) -> dict[str, Any]:
+    """The DSN as parameters; raises SettingsError without showing it.
+
+    Also where a password with an unescaped `@` or `/` is read as host and port, which libpq's messages name.
+    """
+    params = check_dsn(dsn)
+    port = str(params.get("port") or "")
+    if port.strip(",0123456789") or "@" in str(params.get("host") or ""):
+        raise SettingsError(
+            "the DSN is malformed (not shown, it may hold a password): inside a URL's user and password "
+            "write @ as %40, / as %2F and : as %3A"
+        )
+    return params
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns psycopg's errors on connecting into ours, of one line, without the password."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
+    except psycopg.Error as exc:  # an option that libpq does not know
+        raise SettingsError(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
+
+
+def usable(pgconn: PGconn) -> bool:
+    """False for a connection that was left busy, or that the server has closed meanwhile; asks nobody."""
+    if pgconn.status != ConnStatus.OK or pgconn.transaction_status != TransactionStatus.IDLE:
+        return False
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    try:
+        for _ in range(10):
+            if not poll.poll(0):
+                return True
+            pgconn.consume_input()  # the end of the stream raises; anything else is a notice
+    except psycopg.OperationalError:
+        return False
+    return bool(pgconn.status == ConnStatus.OK)

@@ -1,0 +1,231 @@
+"""The heart: the one thread that uses the lease session. It beats, contends, leads, and arms the fence.
+
+Everything on that session happens here, one after another: so a claim, and the look at what the database believes we run, exclude each other
+without a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher import fence
+from dispatcher.db import Connection
+from dispatcher.inflight import InFlight
+from dispatcher.metrics import Metrics
+from dispatcher.queries import claims, outcomes
+from dispatcher.services.dispatch import Dispatch
+from dispatcher.services.lease import Lease
+from dispatcher.services.pool import ThreadPool
+
+log = logging.getLogger("dispatcher.heart")
+
+FENCE_MARGIN = 0.05  # of orphan_after: the fence strikes before anyone may take the jobs
+COOPERATION = 0.6  # of orphan_after without an answer: jobs are asked to stop
+HANG_S = 15.0  # a heart that has not stepped for so long hangs; connecting alone may take 7 s
+DOZE_AGAIN_S = 0.001  # an enqueuer was about to commit: look again after this, then after twice as long, ...
+
+
+class Heart:
+    """Runs a replica's lease session. `began` is called whenever a term begins; `canceled` is told of running jobs that
+    somebody asked to stop, should the notification have been lost."""
+
+    def __init__(
+        self,
+        *,
+        lease: Lease,
+        dispatch: Dispatch,
+        pool: ThreadPool,
+        inflight: InFlight,
+        began: Callable[[], None],
+        canceled: Callable[[list[int]], None],
+        replica: int,
+        lease_number: int,
+        heartbeat_s: float,
+        poll_interval_s: float,
+        orphan_after_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._lease = lease
+        self._dispatch = dispatch
+        self._pool = pool
+        self._inflight = inflight
+        self._began = began
+        self._canceled = canceled
+        self._replica = replica
+        self._lease_number = lease_number
+        self._heartbeat_s = heartbeat_s
+        self._poll_interval_s = poll_interval_s
+        self._orphan_after_s = orphan_after_s
+        self._metrics = metrics
+        self._fence = fence.Fence()
+        self._stepped_at = time.monotonic()
+        self._contend_from = 0.0
+        self._doze_again_s = DOZE_AGAIN_S
+        self._resign_asked = False
+        self._look_at_own = False
+        self.draining = threading.Event()
+        """Set once: no more claims; what runs may finish."""
+
+    @property
+    def connected(self) -> bool:
+        """True while the lease session stands."""
+        return self._lease.conn is not None
+
+    @property
+    def term(self) -> int | None:
+        """The term while this replica leads."""
+        return self._lease.term
+
+    @property
+    def progressing(self) -> bool:
+        """False once the heart has not stepped for long."""
+        return time.monotonic() - self._stepped_at < HANG_S
+
+    @property
+    def idle(self) -> bool:
+        """True if no job runs here or is about to."""
+        return not self._inflight.executing and not self._pool.waiting
+
+    def drain(self) -> None:
+        """Gives the lease away and returns what was never started. Any thread."""
+        self.draining.set()
+        self._dispatch.woken.set()
+
+    def ask_to_resign(self) -> None:
+        """Gives the lease away if a standby is there to take it. Any thread."""
+        self._resign_asked = True
+        self._dispatch.woken.set()
+
+    def look_at_own(self) -> None:
+        """Compares what the database believes runs here with what does. Any thread."""
+        self._look_at_own = True
+        self._dispatch.woken.set()
+
+    def step(self) -> None:
+        """One turn: a beat if due, then what this replica's role asks for; about a heartbeat at most."""
+        try:
+            self._turn()
+        except psycopg.Error as exc:  # a claim or the like: whatever it was, the session is not to be trusted
+            self._lease.failed(exc)
+        self._stepped_at = time.monotonic()
+        self._metrics.last_tick.set_to_current_time()
+
+    def close(self) -> None:
+        """Closes the lease session, and with it every lock."""
+        self._lease.drop()
+
+    def arm_fence(self) -> None:
+        """Lets the kernel end this process before anyone may take its jobs, counted from the last answer that counts."""
+        trusted = self._lease.trusted_from
+        if trusted is not None:
+            self._fence.arm(trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
+
+    def strike_in(self, seconds: float) -> None:
+        """Lets the kernel end this process in so many seconds, whatever happens."""
+        self._fence.arm(fence.boottime() + seconds)
+
+    def losing(self) -> bool:
+        """True once the lease session has gone unanswered so long that jobs should stop. Any thread."""
+        if self._lease.conn is None and self.idle:
+            self._fence.disarm()  # who runs no job just reconnects
+            return False
+        trusted = self._lease.trusted_from
+        return trusted is not None and fence.boottime() - trusted > COOPERATION * self._orphan_after_s
+
+    def _turn(self) -> None:
+        lease = self._lease
+        if lease.conn is None:
+            if not lease.connect():
+                return
+            self._look_at_own = True
+        if lease.beat() and self._inflight.executing and lease.conn is not None:
+            self._canceled(outcomes.list_canceled(lease.conn, self._replica, list(self._inflight.executing)))
+        if self.idle:
+            self._fence.disarm()
+        else:
+            self.arm_fence()
+        conn = lease.conn
+        if conn is None:
+            return
+        if self._look_at_own:
+            self._give_back_unknown(conn)
+        if self.draining.is_set():
+            self._drain(conn)
+        elif lease.term is not None:
+            self._lead(conn)
+        elif time.monotonic() < self._contend_from:
+            self._wait(self._heartbeat_s)
+        elif lease.contend():
+            self._begin()
+
+    def _begin(self) -> None:
+        conn, term = self._lease.conn, self._lease.term
+        if conn is not None and term is not None:
+            # In statements after the grant: an older snapshot would miss the former leader's last claims.
+            self._dispatch.begin(conn, term)
+            self._began()
+
+    def _lead(self, conn: Connection) -> None:
+        dispatch = self._dispatch
+        if self._resign_asked:
+            self._resign_asked = False
+            self._contend_from = (
+                time.monotonic() + 2 * self._heartbeat_s
+            )  # any standby has it by then; with none, we go on
+            self._lease.resign()
+            return
+        dispatch.woken.clear()  # before the look: what is set from now on is looked at again
+        if time.monotonic() < self._lease.claim_from:
+            self._wait(self._heartbeat_s, clear=False)
+        elif dispatch.step(conn):
+            self._doze_again_s = DOZE_AGAIN_S
+            if dispatch.busy:
+                dispatch.stay_awake(conn)
+        elif dispatch.room() <= 0:
+            dispatch.rest_full(self._lease.beat_in())
+            dispatch.return_waiting(conn)
+        elif not dispatch.looked_everywhere:
+            dispatch.read_again()
+        elif dispatch.awake:
+            self._fall_asleep(conn)
+        else:
+            self._wait(self._poll_interval_s, clear=False)
+            dispatch.read_again()
+
+    def _fall_asleep(self, conn: Connection) -> None:
+        """From now on enqueuers notify; the next turn looks once more before it waits for them to."""
+        if not self._dispatch.fall_asleep(conn):
+            self._wait(self._doze_again_s, clear=False)
+            self._doze_again_s = min(2 * self._doze_again_s, self._poll_interval_s)
+        self._dispatch.read_again()
+
+    def _drain(self, conn: Connection) -> None:
+        self._lease.resign()
+        waiting = self._pool.take_waiting()
+        if waiting:
+            given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+            self._inflight.remove([execution for execution in waiting if execution.key in given_back])
+            self._pool.put_back([execution for execution in waiting if execution.key not in given_back])
+            outcomes.wake_leader(conn, self._lease_number)
+        self._wait(self._heartbeat_s)
+
+    def _give_back_unknown(self, conn: Connection) -> None:
+        """Gives back what the database believes we run and we do not: claims whose answer was lost."""
+        self._look_at_own = False
+        unknown = [key for key in claims.own_running(conn, self._replica) if key not in self._inflight]
+        if not unknown:
+            return
+        given_back = claims.release_jobs(conn, self._replica, unknown)
+        self._look_at_own = len(given_back) < len(unknown)  # somebody holds a row locked: again at the next turn
+        log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
+        outcomes.wake_leader(conn, self._lease_number)
+
+    def _wait(self, seconds: float, *, clear: bool = True) -> None:
+        self._dispatch.woken.wait(min(seconds, self._lease.beat_in()))
+        if clear:
+            self._dispatch.woken.clear()

@@ -1,0 +1,235 @@
+"""What both clients do, without I/O: checks first, then statements, then what the answer means."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from dispatcher.errors import EnqueueError, InvalidPayload, JobFailed, UnknownType, WrongState
+from dispatcher.executor import Registry
+from dispatcher.job import JobInfo, State
+from dispatcher.options import Duration, Options, encode_options, encode_payload, parse_payload, seconds
+from dispatcher.queries import fleet, jobs
+from dispatcher.queries.operation import Operation, Pause
+from dispatcher.schema_check import compile_schema
+
+SCHEMA_AGE_S = 5.0  # a type's new schema is heeded after so long
+CHUNK = 5_000  # payloads in a statement
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.5  # between two looks at a job that is waited for
+_SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # NUL, or a surrogate, which may be half of a pair
+_POSITION = re.compile(r"payload (\d+): ")
+
+Infos = list[JobInfo]
+Fits = Callable[[Any], None]
+"""Raises InvalidPayload for a value, as JSON has it, that does not fit."""
+
+
+class Operations:
+    """The operations of one client, with the schemas that it has seen lately."""
+
+    def __init__(self, registry: Registry | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._schemas: dict[str, tuple[float, Any, Fits | None]] = {}
+
+    def enqueue(self, type: str, payload: Any, options: Options) -> Operation[tuple[int, bool]]:
+        """(id, whether it is new)."""
+        text, encoded = encode_payload(payload), encode_options(options)
+        if fits := (yield from self._fits(_checked_type(type))):
+            fits(json.loads(text))
+        return (yield from jobs.enqueue_job(type, text, encoded))
+
+    def enqueue_text(self, type: str, text: str, options: Options) -> Operation[tuple[int, bool]]:
+        """The same for a payload that comes as JSON text."""
+        body, stored = parse_payload(text)
+        encoded = encode_options(options)
+        if fits := (yield from self._fits(_checked_type(type))):
+            fits(body)
+        return (yield from jobs.enqueue_job(type, stored, encoded))
+
+    def enqueue_many(self, type: str, payloads: Iterable[Any], options: Options) -> Operation[list[int]]:
+        """One job a payload. All are checked before the first is sent; to be run in one transaction."""
+        encoded = encode_options(options)
+        fits = yield from self._fits(_checked_type(type))
+        texts: list[str] = []
+        for at, payload in enumerate(payloads, 1):
+            try:
+                texts.append(encode_payload(payload))
+                if fits:
+                    fits(json.loads(texts[-1]))
+            except InvalidPayload as exc:
+                raise InvalidPayload(f"payload {at}: {exc}") from None
+        ids: list[int] = []
+        for start in range(0, len(texts) or 1, CHUNK):
+            chunk = "\n".join(texts[start : start + CHUNK])
+            ids += yield from self._send(type, chunk, encoded, "payload", range(start + 1, start + 1 + CHUNK))
+        return ids
+
+    def enqueue_lines(
+        self, type: str, chunks: Iterator[list[tuple[int, str]]], options: Options
+    ) -> Operation[list[int]]:
+        """One job a line of NDJSON, given in chunks of (line number, text); to be run in one transaction."""
+        encoded = encode_options(options)
+        fits = yield from self._fits(_checked_type(type))
+        yield from jobs.enqueue_many_jobs(type, "", encoded)  # refuses type and options before anything is read
+        ids: list[int] = []
+        for lines in chunks:
+            for number, line in lines:
+                check_line(number, line, fits)
+            chunk = "\n".join(line for _, line in lines)
+            ids += yield from self._send(type, chunk, encoded, "line", [number for number, _ in lines])
+        return ids
+
+    def _send(self, type: str, payloads: str, options: str, noun: str, numbers: Sequence[int]) -> Operation[list[int]]:
+        """Sends a chunk; an error names the payload by its number in the whole."""
+        try:
+            return (yield from jobs.enqueue_many_jobs(type, payloads, options))
+        except EnqueueError as exc:
+            text = str(exc)
+            if match := _POSITION.match(text):
+                at = numbers[int(match[1]) - 1]
+                raise exc.__class__(f"{noun} {at}: {text[match.end() :]}") from exc
+            raise
+
+    def get(self, id: int) -> Operation[JobInfo]:
+        """One job."""
+        return jobs.get_job(id)
+
+    def list(
+        self, type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int
+    ) -> Operation[Infos]:
+        """The newest first."""
+        wanted = None if state is None else _state(state).value
+        return jobs.list_jobs(type=type, state=wanted, tenant=tenant, before=before, limit=limit)
+
+    def result(self, id: int) -> Operation[Any]:
+        """The result of a job that ended well."""
+        job = yield from jobs.get_job(id)
+        if not job.state.final:
+            raise WrongState(f"job {id} is {job.state}: it has no result yet")
+        if job.state in (State.FAILED, State.CANCELED):
+            raise JobFailed(describe_failure(job))
+        return job.result
+
+    def wait(self, ids: Sequence[int], timeout: Duration | None) -> Operation[Infos]:
+        """The jobs once all have ended; raises TimeoutError, JobNotFound."""
+        deadline = None if timeout is None else self._clock() + seconds("timeout", timeout)
+        open_ids, pause = {jobs.checked_id(id) for id in ids}, FIRST_PAUSE_S
+        while open_ids:
+            states = yield from jobs.get_states(sorted(open_ids))
+            if missing := open_ids - states.keys():
+                raise jobs.not_found(min(missing))
+            open_ids = {id for id, state in states.items() if not state.final}
+            left = None if deadline is None else deadline - self._clock()
+            if open_ids and left is not None and left <= 0:
+                raise TimeoutError(f"{_some(open_ids)} not ended in time")
+            if open_ids:
+                yield Pause(pause if left is None else min(pause, left))
+                pause = min(LAST_PAUSE_S, pause * 1.5)
+        found: dict[int, JobInfo] = {}
+        for id in dict.fromkeys(ids):
+            found[id] = yield from jobs.get_job(id)
+        return [found[id] for id in ids]
+
+    def cancel(self, id: int) -> Operation[str]:
+        """`canceled`, or `running` where its owner was asked to stop it."""
+        left_in = yield from jobs.cancel_job(id)
+        if left_in not in (State.CANCELED, State.RUNNING):
+            raise WrongState(f"job {id} has already ended, it is {left_in}: it cannot be canceled")
+        return left_in
+
+    def retry(self, id: int) -> Operation[str]:
+        """`pending`."""
+        return jobs.retry_job(id)
+
+    def _fits(self, type: str) -> Operation[Fits | None]:
+        """What checks payloads of a type: its model if it is registered here, else its published schema."""
+        spec = self._registry.get(type) if self._registry is not None else None
+        if spec is not None and spec.payload is not None:
+            return _model_check(type, spec.payload.model_validate)
+        since, schema, fits = self._schemas.get(type, (None, None, None))
+        if since is not None and self._clock() - since < SCHEMA_AGE_S:
+            return fits
+        known, published = yield from fleet.get_payload_schema(type)
+        if not known:
+            self._schemas.pop(type, None)  # the enqueueing itself says so, and which ones are known
+            return None
+        if since is None or published != schema:
+            fits = None if published is None else _schema_check(type, published)
+        self._schemas[type] = (self._clock(), published, fits)
+        return fits
+
+
+def check_line(number: int, line: str, fits: Fits | None) -> None:
+    """Raises InvalidPayload, naming the line, for what PostgreSQL would refuse or what does not fit."""
+    try:
+        body = _decode_line(line)
+        if body.__class__ is not dict or _SUSPECT.search(line):
+            parse_payload(line)
+        if fits:
+            fits(body)
+    except InvalidPayload as exc:
+        raise InvalidPayload(f"line {number}: {exc}") from None
+    except (ValueError, RecursionError) as exc:
+        raise InvalidPayload(
+            f"line {number}: the payload is not JSON: {str(exc) or 'it is nested too deeply'}"
+        ) from None
+
+
+def describe_failure(job: JobInfo) -> str:
+    """One line: how the job ended, and its last error."""
+    last = job.errors[-1].get("message") if job.errors else None
+    return f"job {job.id} ({job.type}) {job.state} after {job.attempt} attempts" + (f": {last}" if last else "")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+_decode_line = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def _model_check(type: str, validate: Callable[[Any], Any]) -> Fits:
+    def check(body: Any) -> None:
+        try:
+            validate(body)
+        except ValidationError as exc:
+            found = exc.errors(include_url=False, include_input=False, include_context=False)
+            parts = [": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in found[:3]]
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InvalidPayload(f"the payload does not fit {type!r}: {'; '.join(parts)}{more}") from None
+
+    return check
+
+
+def _schema_check(type: str, schema: Any) -> Fits:
+    find = compile_schema(schema)
+
+    def check(body: Any) -> None:
+        if misfit := find(body):
+            raise InvalidPayload(f"the payload does not fit {type!r}: {misfit}")
+
+    return check
+
+
+def _checked_type(type: str) -> str:
+    if not type.isprintable() or len(type) > 200:  # a NUL, half a surrogate: no such type can be known
+        raise UnknownType(f"{type!r:.220} cannot be a job type")
+    return type
+
+
+def _state(name: str) -> State:
+    try:
+        return State(name)
+    except ValueError:
+        raise WrongState(f"there is no state {name!r}; the states are {', '.join(State)}") from None
+
+
+def _some(ids: set[int]) -> str:
+    first = ", ".join(str(id) for id in sorted(ids)[:5])
+    return f"job {first} has" if len(ids) == 1 else f"{len(ids)} jobs ({first}{', …' if len(ids) > 5 else ''}) have"

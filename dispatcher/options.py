@@ -1,0 +1,161 @@
+"""What a caller says about a job, checked and written as the JSON that the SQL functions take; no I/O."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias, TypedDict
+
+from dispatcher.errors import InvalidOption, InvalidPayload
+from dispatcher.outcome import encode
+from dispatcher.settings import parse_duration
+
+Duration: TypeAlias = timedelta | float | str
+"""A timedelta, a number of seconds, or a text such as `5s`, `15min`, `1h30min`."""
+
+MIN_PRIORITY, MAX_PRIORITY = -32768, 32767
+NAIVE_TIME = "has no time zone and none is assumed: write 2030-01-31T12:00:00+01:00, or Z in place of +01:00 for UTC"
+
+
+class Options(TypedDict, total=False):
+    """What enqueue takes besides type and payload; None is as good as not given."""
+
+    priority: int | None  # lower runs first
+    run_at: datetime | None  # aware
+    delay: Duration | None  # instead of run_at
+    tenant: str | None
+    unique_key: str | None
+    max_attempts: int | None
+    timeout: Duration | None
+
+
+def encode_options(options: Options) -> str:
+    """The options as JSON text; raises InvalidOption."""
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - set(Options.__annotations__)):
+        known = ", ".join(Options.__annotations__)
+        raise InvalidOption(f"unknown option {unknown[0]!r}; known options: {known}")
+    if "run_at" in given and "delay" in given:
+        raise InvalidOption("give run_at or delay, not both")
+    for name, value in given.items():
+        given[name] = _ENCODERS[name](name, value)
+    return encode(given) if given else "{}"
+
+
+def seconds(name: str, value: Any) -> float:
+    """A duration in seconds; raises InvalidOption that names it."""
+    if isinstance(value, bool):
+        raise InvalidOption(f"{name}: {value!r} is no duration")
+    try:
+        return parse_duration(value).total_seconds()
+    except (ValueError, OverflowError) as exc:
+        raise InvalidOption(f"{name}: {exc}") from None
+
+
+def aware(name: str, value: Any) -> str:
+    """An aware time in UTC, as text; raises InvalidOption for one without a zone."""
+    if not isinstance(value, datetime):
+        raise InvalidOption(f"{name} must be an aware datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidOption(f"{name} {value.isoformat()} {NAIVE_TIME}")
+    try:
+        return value.astimezone(UTC).isoformat()
+    except OverflowError:
+        raise InvalidOption(f"{name} {value.isoformat()} is out of range") from None
+
+
+def encode_payload(payload: Any) -> str:
+    """A dict, or an instance of a pydantic model, as JSON text; raises InvalidPayload that names the spot."""
+    body = {} if payload is None else payload
+    if hasattr(body, "model_dump"):
+        try:
+            body = body.model_dump(mode="json", by_alias=True)
+        except ValueError as exc:
+            raise InvalidPayload(f"the payload cannot be written as JSON: {exc}") from exc
+    if not isinstance(body, dict):
+        raise InvalidPayload(f"the payload must be a JSON object (a dict), not {json_name(body)}")
+    try:
+        return encode(body)
+    except (TypeError, ValueError) as exc:
+        raise InvalidPayload(f"the payload cannot be stored: {_spot(body)}{exc}") from None
+
+
+def parse_payload(text: str) -> tuple[dict[str, Any], str]:
+    """A payload that comes as JSON text, and the text to be stored; raises InvalidPayload."""
+    try:
+        body = json.loads(text)
+    except RecursionError:
+        raise InvalidPayload("the payload is nested too deeply") from None
+    except ValueError as exc:
+        raise InvalidPayload(f"the payload is not JSON: {exc}") from None
+    if not isinstance(body, dict):
+        raise InvalidPayload(f"the payload must be a JSON object, not {json_name(body)}")
+    return body, encode_payload(body)
+
+
+def json_name(value: Any) -> str:
+    """What a value is called in JSON, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "an array"
+        case dict():
+            return "an object"
+    return f"a Python {type(value).__name__}"
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_PRIORITY:
+        raise InvalidOption(f"{name} must be a whole number from {low} to {MAX_PRIORITY}; it is {value!r}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 200:
+        raise InvalidOption(f"{name} must be a text of 1 to 200 characters")
+    try:
+        encode(value)
+    except ValueError as exc:
+        raise InvalidOption(f"{name} cannot be stored: {exc}") from None
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if (number := seconds(name, value)) <= 0:
+        raise InvalidOption(f"{name} must be more than zero")
+    return number
+
+
+_ENCODERS = {
+    "priority": lambda name, value: _whole(name, value, MIN_PRIORITY),
+    "max_attempts": lambda name, value: _whole(name, value, 1),
+    "run_at": aware,
+    "delay": seconds,
+    "timeout": _positive,
+    "tenant": _text,
+    "unique_key": _text,
+}
+
+
+def _spot(value: Any, path: str = "", depth: int = 0) -> str:
+    """The path of the first value that cannot be written, as `rows.3.name: `; empty where it is the whole."""
+    if depth > 100:
+        return ""
+    entries: Any = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for key, inner in entries:
+        try:
+            encode({key: None} if isinstance(value, dict) else None)
+            encode(inner)
+        except (TypeError, ValueError):
+            here = f"{path}.{key!s}" if path else str(key)
+            return _spot(inner, here, depth + 1)
+    return f"{path!s}: ".encode("utf-8", "backslashreplace").decode() if path else ""

@@ -1,0 +1,83 @@
+"""Statements of the clients about jobs, as operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from psycopg.rows import TupleRow
+
+from dispatcher.errors import JobNotFound
+from dispatcher.job import JobInfo, State
+from dispatcher.queries.operation import Operation, Query
+
+MAX_ID = 2**63 - 1
+
+
+def enqueue_job(type: str, payload: str, options: str) -> Operation[tuple[int, bool]]:
+    """The job's id, and whether it is new; `payload` and `options` are JSON texts."""
+    rows = yield Query("enqueue_job", {"type": type, "payload": payload, "options": options})
+    id, created = rows[0]
+    return int(id), bool(created)
+
+
+def enqueue_many_jobs(type: str, payloads: str, options: str) -> Operation[list[int]]:
+    """The jobs' ids, in order; `payloads` has one JSON text a line."""
+    rows = yield Query("enqueue_many_jobs", {"type": type, "payloads": payloads, "options": options})
+    return [id for (id,) in rows]
+
+
+def get_job(id: int) -> Operation[JobInfo]:
+    """One job; raises JobNotFound."""
+    rows = yield Query("get_job", {"id": checked_id(id)}, reads=True)
+    if not rows:
+        raise not_found(id)
+    return job_info(rows[0])
+
+
+def list_jobs(
+    *, type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int
+) -> Operation[list[JobInfo]]:
+    """The newest first."""
+    params = {"type": type, "state": state, "tenant": tenant, "before": before, "limit": limit}
+    rows = yield Query("list_jobs", params, reads=True)
+    return [job_info(row) for row in rows]
+
+
+def get_states(ids: Sequence[int]) -> Operation[dict[int, State]]:
+    """The states of those of the jobs that exist."""
+    rows = yield Query("get_states", {"ids": list(ids)}, reads=True)
+    return {id: State(state) for id, state in rows}
+
+
+def cancel_job(id: int) -> Operation[str]:
+    """The state that it leaves the job in; raises JobNotFound."""
+    rows = yield Query("cancel_job", {"id": checked_id(id)})
+    return str(rows[0][0])
+
+
+def retry_job(id: int) -> Operation[str]:
+    """`pending`; raises JobNotFound, WrongState or UniqueConflict."""
+    rows = yield Query("retry_job", {"id": checked_id(id)})
+    return str(rows[0][0])
+
+
+def job_info(row: TupleRow) -> JobInfo:
+    """A row of get_job or list_jobs as what a client sees."""
+    values: list[Any] = list(row)
+    values[3] = State(values[3])
+    values[14] = timedelta(seconds=values[14] or 0)
+    return JobInfo(*values)
+
+
+def checked_id(id: int) -> int:
+    """`id`, if any job could have it."""
+    if not 0 <= id <= MAX_ID:
+        raise not_found(id)
+    return id
+
+
+def not_found(id: object) -> JobNotFound:
+    """The error for a job that does not exist."""
+    return JobNotFound(f"there is no job {id}")

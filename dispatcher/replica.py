@@ -1,0 +1,254 @@
+"""A replica: its row in the database, its services, and what they tell one another.
+
+listener ─▶ dispatch (heart) ─▶ pool ─▶ completer ─▶ dispatch: a slot is free
+    └─────▶ stager ──────────────┘            └─────▶ stager: a job was put back
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from dispatcher import migrate
+from dispatcher.db import Connection, SessionLimits, connect_session
+from dispatcher.executor import Registry
+from dispatcher.heart import Heart
+from dispatcher.inflight import InFlight
+from dispatcher.metrics import Metrics
+from dispatcher.queries import outcomes, replicas
+from dispatcher.queries.lease import ensure_lease
+from dispatcher.queries.replicas import Process
+from dispatcher.runtime import JobRuntime
+from dispatcher.services.completer import Completer
+from dispatcher.services.dispatch import Dispatch
+from dispatcher.services.gauges import Gauges
+from dispatcher.services.lease import Lease
+from dispatcher.services.listener import Listener
+from dispatcher.services.pool import ThreadPool, stack_of
+from dispatcher.services.pruner import Pruner
+from dispatcher.services.rescuer import Rescuer
+from dispatcher.services.stager import Stager
+from dispatcher.services.timekeeper import Timekeeper
+from dispatcher.settings import Settings
+from dispatcher.sql import statement
+from dispatcher.version import __version__
+
+log = logging.getLogger("dispatcher.replica")
+
+
+class Service(Protocol):
+    """Does one thing, again and again."""
+
+    def step(self) -> None:
+        """Waits for work, about a second at most, and does it."""
+
+    def close(self) -> None:
+        """Closes its session."""
+
+
+class Replica:
+    """Registers with the database as it is made; `services` are then to be run, each in a thread, until `halt`."""
+
+    def __init__(self, settings: Settings, registry: Registry, process: Process, *, halt: threading.Event) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._halt = halt
+        self._dsn = settings.dsn.get_secret_value()
+        self._register(process)
+        self.metrics = Metrics()
+        self.inflight = InFlight()
+        self.settled = threading.Event()
+        """Set whenever outcomes were recorded."""
+        self._build()
+
+    def _register(self, process: Process) -> None:
+        s = self._settings
+        with self.session("start") as conn:
+            migrate.require_current(conn)
+            self._lease_number = ensure_lease(conn, s.lease_name)
+            replicas.publish_types(
+                conn,
+                self._registry,
+                limits=s.limits,
+                timeout_s=s.job_timeout.total_seconds(),
+                max_payload_bytes=s.max_payload_bytes,
+            )
+            self.id = replicas.register_replica(
+                conn, lease=self._lease_number, process=process, version=__version__, types=self._registry.types
+            )
+            row = conn.execute(statement("get_installation")).fetchone()
+            assert row is not None
+            self._runtime = JobRuntime(dsn=self._dsn, installation=row[0])
+
+    def _build(self) -> None:
+        s, metrics, stop = self._settings, self.metrics, self._halt
+        self._completer = Completer(
+            open_session=self._opener("completer"),
+            inflight=self.inflight,
+            metrics=metrics,
+            settled=self._on_settled,
+            stop=stop,
+        )
+        self._runtime.progress = self._completer.report_progress
+        pool = ThreadPool(
+            threads=s.threads,
+            inflight=self.inflight,
+            runtime=self._runtime,
+            job_timeout_s=s.job_timeout.total_seconds(),
+            ended=self._completer.put,
+        )
+        self.timekeeper = Timekeeper(
+            inflight=self.inflight,
+            metrics=metrics,
+            stack_of=stack_of,
+            note_timed_out=self._completer.note_timed_out,
+            stop=stop,
+        )
+        self._dispatch = Dispatch(
+            replica=self.id,
+            lease_number=self._lease_number,
+            registry=self._registry,
+            inflight=self.inflight,
+            pool=pool,
+            before_run=lambda: self.heart.arm_fence(),
+            metrics=metrics,
+        )
+        self._dispatch.set_limits(s.limits)
+        self.heart = Heart(
+            lease=Lease(
+                open_session=self._open_lease_session,
+                number=self._lease_number,
+                replica=self.id,
+                heartbeat_s=s.heartbeat_interval.total_seconds(),
+                duration_s=s.lease_duration.total_seconds(),
+                orphan_after_s=s.orphan_after.total_seconds(),
+                metrics=metrics,
+                stop=stop,
+            ),
+            dispatch=self._dispatch,
+            pool=pool,
+            inflight=self.inflight,
+            began=self._on_term,
+            canceled=self.timekeeper.cancel,
+            replica=self.id,
+            lease_number=self._lease_number,
+            heartbeat_s=s.heartbeat_interval.total_seconds(),
+            poll_interval_s=s.poll_interval.total_seconds(),
+            orphan_after_s=s.orphan_after.total_seconds(),
+            metrics=metrics,
+        )
+        self._stager = Stager(
+            open_session=self._opener("stager"),
+            leading=self.leading,
+            awake=lambda: self._dispatch.awake,
+            promoted=self._dispatch.woken.set,
+            poll_interval_s=s.poll_interval.total_seconds(),
+            metrics=metrics,
+            stop=stop,
+        )
+        self._rescuer = Rescuer(
+            open_session=self._opener("rescuer"),
+            replica=self.id,
+            lease_number=self._lease_number,
+            orphan_after_s=s.orphan_after.total_seconds(),
+            overdue_grace_s=s.orphan_after.total_seconds(),
+            registry=self._registry,
+            leading=self.leading,
+            rescued=self._on_rescued,
+            metrics=metrics,
+            stop=stop,
+        )
+        self.services: dict[str, Service] = {
+            "heart": self.heart,
+            "completer": self._completer,
+            "timekeeper": self.timekeeper,
+            "listener": Listener(
+                open_session=self._opener("listener"),
+                channels=(f"dispatcher_{self._lease_number}", f"dispatcher_replica_{self.id}"),
+                heard=self._on_notification,
+                connected=self._on_listening,
+                metrics=metrics,
+                stop=stop,
+            ),
+            "stager": self._stager,
+            "rescuer": self._rescuer,
+            "pruner": Pruner(
+                open_session=self._opener("pruner"),
+                leading=self.leading,
+                keep_succeeded=s.retention_succeeded,
+                keep_failed=s.retention_failed,
+                metrics=metrics,
+                stop=stop,
+            ),
+            "gauges": Gauges(open_session=self._opener("gauges"), leading=self.leading, metrics=metrics, stop=stop),
+        }
+
+    def leading(self) -> bool:
+        """True while this replica holds the lease."""
+        return self.heart.term is not None
+
+    def set_limits(self, limits: dict[str, int]) -> None:
+        """Takes limits in effect at the next claim."""
+        self._dispatch.set_limits(limits)
+
+    def wake_all(self) -> None:
+        """Lets every service come back from its wait, to see that it should end."""
+        for wake in (self._completer.wake, self._stager.wake, self._rescuer.wake, self._dispatch.woken.set):
+            wake()
+
+    def session(self, name: str) -> Connection:
+        """A session of the daemon for `name`."""
+        limits = SessionLimits(silence_s=self._settings.lease_duration.total_seconds())
+        return connect_session(self._dsn, name=f"dispatcher {name}", limits=limits)
+
+    def leave(self) -> None:
+        """Removes this replica's row, unless a job of it still runs."""
+        with self.session("leave") as conn:
+            replicas.remove_replica(conn, self.id)
+
+    def _opener(self, name: str) -> Callable[[], Connection]:
+        return lambda: self.session(name)
+
+    def _open_lease_session(self) -> Connection:
+        duration = self._settings.lease_duration.total_seconds()
+        # A statement must fail before the lease does, and the lease before a standby evicts (Lease, EVICTION_MARGIN).
+        limits = SessionLimits(statement_s=0.6 * duration, idle_s=duration, silence_s=duration)
+        return connect_session(self._dsn, name=f"dispatcher lease {self.id}", limits=limits)
+
+    def _on_term(self) -> None:
+        self._stager.wake()
+        self._rescuer.wake()
+
+    def _on_settled(self, conn: Connection, rescheduled: bool) -> None:
+        self._dispatch.woken.set()
+        self.settled.set()
+        if rescheduled:
+            self._stager.wake()
+        if not self.leading():  # the leader elsewhere counts our jobs against its limits
+            outcomes.wake_leader(conn, self._lease_number)
+
+    def _on_rescued(self) -> None:
+        self._dispatch.recount()
+        self._stager.wake()
+
+    def _on_notification(self, channel: str, payload: str) -> None:
+        word, _, rest = payload.partition(" ")
+        match word:
+            case "":
+                self._dispatch.heard()
+                self._stager.wake()
+            case "cancel" if rest.isdigit():
+                self.timekeeper.cancel([int(rest)])
+            case "resign":
+                self.heart.ask_to_resign()
+            case "check":
+                self.heart.look_at_own()
+            case _:
+                log.warning("a notification nobody understands", extra={"channel": channel, "payload": payload[:100]})
+
+    def _on_listening(self) -> None:
+        """Whatever was missed while nobody listened is looked for now."""
+        self._dispatch.recount()
+        self._stager.wake()
