@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dispatcher.async_client import AsyncClient
     from dispatcher.client import Client
     from dispatcher.context import Context
+    from dispatcher.process import ProgramResult, clean_environment, run_program
     from dispatcher.version import __version__
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "JobNotFound",
     "Partial",
     "PayloadTooLarge",
+    "ProgramResult",
     "Registry",
     "Retry",
     "SchemaError",
@@ -70,7 +72,9 @@ __all__ = [
     "UnsupportedServer",
     "WrongState",
     "__version__",
+    "clean_environment",
     "executor",
+    "run_program",
 ]
 
 # These bring psycopg along, slower to import than all the rest: a module of executors does not need it.
@@ -78,7 +82,10 @@ _LAZY = {
     "AsyncClient": "dispatcher.async_client",
     "Client": "dispatcher.client",
     "Context": "dispatcher.context",
+    "ProgramResult": "dispatcher.process",
     "__version__": "dispatcher.version",
+    "clean_environment": "dispatcher.process",
+    "run_program": "dispatcher.process",
 }
 
 

@@ -120,14 +120,16 @@ class Context:
     def complete(self, conn: Connection[Any], result: Any = None) -> None:
         """Ends the job as succeeded inside the transaction of `conn`: its writes and this outcome commit together.
 
-        Commit afterwards and return. Raises AttemptLost where this attempt is no longer the running one, and UnsafeTransaction
-        where `conn` is in autocommit, inside a savepoint, or connected to another database.
+        Commit afterwards and return. Raises AttemptLost where this attempt is no longer the running one, and
+        UnsafeTransaction where `conn` is in autocommit, inside a savepoint, or connected to another database.
         """
         self._runtime.complete(conn, self.job, result)
         self.completed = True
 
     def checkpoint(self, conn: Connection[Any], value: Any) -> None:
-        """Leaves `value` for the next attempt (`job.checkpoint`), inside the transaction of `conn`; errors as complete()."""
+        """Leaves `value` for the next attempt (`job.checkpoint`), inside the transaction of `conn`; errors as
+        complete().
+        """
         self._runtime.checkpoint(conn, self.job, value)
 
     @property

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import psycopg
@@ -39,9 +40,12 @@ RETURN_AFTER_S = 3.0  # those jobs are not claimed anew before this, well after 
 class Daemon:
     """One replica of the dispatcher. `run()` returns the exit status."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, *, reload: Callable[[], Settings] = lambda: load()[0]
+    ) -> None:
         self._settings = settings
         self._registry = registry
+        self._load_again = reload
         self._halt = threading.Event()
         self._woken = threading.Event()
         self._signals: list[int] = []
@@ -54,10 +58,7 @@ class Daemon:
         process.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
-            self._ops = Ops(
-                self._settings.metrics_host, self._settings.metrics_port, self._replica.metrics.registry, self._checks
-            )
-            self._ops.start()
+            self._serve_metrics()
             self._run()
             return 0 if self._fatal is None else 1
         except psycopg.Error as exc:
@@ -65,6 +66,15 @@ class Daemon:
         finally:
             process.disinherit(identity.lock_fd)
             identity.close()
+
+    def _serve_metrics(self) -> None:
+        s = self._settings
+        self._ops = Ops(s.metrics_host, s.metrics_port, self._replica.metrics.registry, self._checks)
+        try:
+            self._ops.start()
+        except DispatcherError:  # the port is taken
+            self._replica.leave()
+            raise
 
     def _run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -95,7 +105,7 @@ class Daemon:
             except DispatcherError as exc:
                 self._fatal = exc
                 log.error("%s", exc)
-            except BaseException as exc:  # noqa: BLE001 - a service that died must not leave a daemon that looks alive
+            except BaseException as exc:
                 self._fatal = exc
                 log.exception("the %s failed", name)
             finally:
@@ -132,7 +142,9 @@ class Daemon:
             self._woken.clear()
 
     def _look_after(self) -> None:
-        """Feeds the watchdog while the heart makes progress; asks jobs to stop when the database has been silent for long."""
+        """Feeds the watchdog while the heart makes progress; asks jobs to stop when the database has been silent for
+        long.
+        """
         if self._replica.heart.progressing:
             sdnotify.notify("WATCHDOG=1")
         if self._replica.heart.losing():
@@ -157,7 +169,7 @@ class Daemon:
     def _reload(self) -> None:
         sdnotify.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            settings, _ = load()
+            settings = self._load_again()
             self._replica.set_limits(settings.limits)
             log.info("reloaded the limits", extra={"limits": dict(settings.limits)})
         except DispatcherError as exc:
@@ -169,7 +181,7 @@ class Daemon:
         sdnotify.notify("STOPPING=1", "STATUS=draining")
         replica = self._replica
         replica.heart.drain()
-        if isinstance(self._fatal, ReplicaGone) and replica.inflight.executing:
+        if isinstance(self._fatal, ReplicaGone) and len(replica.inflight):
             self._exit_now("this replica was removed while jobs ran on it")
         grace_s = self._settings.shutdown_grace.total_seconds()
         soft, hard, asked = time.monotonic() + SOFT_STOP * grace_s, time.monotonic() + grace_s, False

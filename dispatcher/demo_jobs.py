@@ -1,7 +1,8 @@
 """The demo's small jobs, which note when they start and end, and what these notes prove.
 
-The notes go to a file outside the database, each by one os.write to a file opened for appending, with the monotonic clock, which is
-one clock for all processes of a machine: so they are a witness that does not depend on what they are to prove.
+The notes go to a file outside the database, each by one os.write to a file opened for appending, with the monotonic
+clock, which is one clock for all processes of a machine: so they are a witness that does not depend on what they are
+to prove.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Partial:
     errors: list[dict[str, Any]]
 
 
-class Retry(Exception):  # noqa: N818 - a way to end, not an error
+class Retry(Exception):
     """Raise to fail this try and choose the pause before the next one yourself; counts as a failure."""
 
     def __init__(self, after: float | timedelta, message: str = "retry asked for by the executor") -> None:
@@ -46,7 +46,7 @@ class Retry(Exception):  # noqa: N818 - a way to end, not an error
         self.after_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
 
 
-class Snooze(Exception):  # noqa: N818
+class Snooze(Exception):
     """Raise to run again later; counts as no failure."""
 
     def __init__(self, after: float | timedelta) -> None:
@@ -54,11 +54,11 @@ class Snooze(Exception):  # noqa: N818
         self.after_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
 
 
-class Fail(Exception):  # noqa: N818
+class Fail(Exception):
     """Raise to fail the job for good: no more tries."""
 
 
-class Cancel(Exception):  # noqa: N818
+class Cancel(Exception):
     """Raise to end the job as canceled."""
 
 

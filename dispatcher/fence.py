@@ -1,8 +1,9 @@
 """The fence of last resort: a kernel timer that kills this process unless it is put off again.
 
-The timer runs on CLOCK_BOOTTIME, which goes on while the machine sleeps, and its signal is SIGKILL: it needs no line of Python
-to run, no GIL, no signal handler, and it also ends a process that is stopped. Where the C library has no such timer (macOS),
-setitimer with SIGALRM at its default action does, except that a stopped process dies only as it is continued.
+The timer runs on CLOCK_BOOTTIME, which goes on while the machine sleeps, and its signal is SIGKILL: it needs no line
+of Python to run, no GIL, no signal handler, and it also ends a process that is stopped. Where the C library has no
+such timer (macOS), setitimer with SIGALRM at its default action does, except that a stopped process dies only as it
+is continued.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import threading
 import time
 
 _CLOCK_BOOTTIME = 7
@@ -43,6 +45,8 @@ class Fence:
 
     def __init__(self) -> None:
         self._timer: ctypes.c_void_p | None = None
+        self._sealed = False
+        self._lock = threading.Lock()  # the heart arms, the main thread seals
         self.deadline: float | None = None
         """When it strikes, in boottime() seconds; None while disarmed."""
         if sys.platform == "linux":
@@ -54,14 +58,26 @@ class Fence:
 
     def arm(self, deadline: float) -> None:
         """Lets the process be killed at `deadline` (boottime() seconds; at once if that is past), unless armed anew."""
-        self.deadline = deadline
-        self._set(max(1e-6, deadline - boottime()))
+        with self._lock:
+            if not self._sealed:
+                self._strike_at(deadline)
 
     def disarm(self) -> None:
         """Puts it off until armed again."""
-        if self.deadline is not None:
-            self.deadline = None
-            self._set(0.0)
+        with self._lock:
+            if self.deadline is not None and not self._sealed:
+                self.deadline = None
+                self._set(0.0)
+
+    def seal(self, deadline: float) -> None:
+        """Lets the process be killed at `deadline`, whoever arms or disarms it from now on."""
+        with self._lock:
+            self._sealed = True
+            self._strike_at(deadline)
+
+    def _strike_at(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._set(max(1e-6, deadline - boottime()))
 
     def _set(self, seconds: float) -> None:
         if self._timer is None:

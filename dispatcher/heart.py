@@ -1,7 +1,7 @@
 """The heart: the one thread that uses the lease session. It beats, contends, leads, and arms the fence.
 
-Everything on that session happens here, one after another: so a claim, and the look at what the database believes we run, exclude each other
-without a lock.
+Everything on that session happens here, one after another: so a claim, and the look at what the database believes we
+run, exclude each other without a lock.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Heart:
         self._stepped_at = time.monotonic()
         self._contend_from = 0.0
         self._doze_again_s = DOZE_AGAIN_S
+        self._striking = False
         self._resign_asked = False
         self._look_at_own = False
         self.draining = threading.Event()
@@ -120,22 +121,24 @@ class Heart:
         self._lease.drop()
 
     def arm_fence(self) -> None:
-        """Lets the kernel end this process before anyone may take its jobs, counted from the last answer that counts."""
+        """Lets the kernel end this process before anyone may take its jobs, counted from the last good answer."""
         trusted = self._lease.trusted_from
-        if trusted is not None:
+        if trusted is not None and not self._striking:
             self._fence.arm(trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
 
     def strike_in(self, seconds: float) -> None:
         """Lets the kernel end this process in so many seconds, whatever happens."""
-        self._fence.arm(fence.boottime() + seconds)
+        self._striking = True
+        self._fence.seal(fence.boottime() + seconds)
 
     def losing(self) -> bool:
         """True once the lease session has gone unanswered so long that jobs should stop. Any thread."""
-        if self._lease.conn is None and self.idle:
-            self._fence.disarm()  # who runs no job just reconnects
-            return False
         trusted = self._lease.trusted_from
-        return trusted is not None and fence.boottime() - trusted > COOPERATION * self._orphan_after_s
+        silent = trusted is not None and fence.boottime() - trusted > COOPERATION * self._orphan_after_s
+        if self.idle and (silent or self._lease.conn is None):
+            self._disarm_fence()  # who runs no job just reconnects; a claim arms it before its first job starts
+            return False
+        return silent
 
     def _turn(self) -> None:
         lease = self._lease
@@ -146,7 +149,7 @@ class Heart:
         if lease.beat() and self._inflight.executing and lease.conn is not None:
             self._canceled(outcomes.list_canceled(lease.conn, self._replica, list(self._inflight.executing)))
         if self.idle:
-            self._fence.disarm()
+            self._disarm_fence()
         else:
             self.arm_fence()
         conn = lease.conn
@@ -167,6 +170,7 @@ class Heart:
         conn, term = self._lease.conn, self._lease.term
         if conn is not None and term is not None:
             # In statements after the grant: an older snapshot would miss the former leader's last claims.
+            self._resign_asked = False  # meant for an earlier term
             self._dispatch.begin(conn, term)
             self._began()
 
@@ -180,7 +184,7 @@ class Heart:
             self._lease.resign()
             return
         dispatch.woken.clear()  # before the look: what is set from now on is looked at again
-        if time.monotonic() < self._lease.claim_from:
+        if not self._lease.may_claim():
             self._wait(self._heartbeat_s, clear=False)
         elif dispatch.step(conn):
             self._doze_again_s = DOZE_AGAIN_S
@@ -208,9 +212,12 @@ class Heart:
         self._lease.resign()
         waiting = self._pool.take_waiting()
         if waiting:
-            given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+            given_back: set[tuple[int, int]] = set()
+            try:
+                given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+            finally:
+                self._pool.put_back([execution for execution in waiting if execution.key not in given_back])
             self._inflight.remove([execution for execution in waiting if execution.key in given_back])
-            self._pool.put_back([execution for execution in waiting if execution.key not in given_back])
             outcomes.wake_leader(conn, self._lease_number)
         self._wait(self._heartbeat_s)
 
@@ -224,6 +231,10 @@ class Heart:
         self._look_at_own = len(given_back) < len(unknown)  # somebody holds a row locked: again at the next turn
         log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
         outcomes.wake_leader(conn, self._lease_number)
+
+    def _disarm_fence(self) -> None:
+        if not self._striking:
+            self._fence.disarm()
 
     def _wait(self, seconds: float, *, clear: bool = True) -> None:
         self._dispatch.woken.wait(min(seconds, self._lease.beat_in()))

@@ -1,8 +1,8 @@
 """Who this process is, and how another one on the same host proves that it is gone.
 
-Two things together prove a death: the process is no longer there (or another one has its number), and nobody holds its lock
-file: the lock belongs to an open file that the programs it started inherit, so it stays until the last of them is gone as well.
-Being refused a look (EPERM, hidden /proc) proves nothing.
+Two things together prove a death: the process is no longer there (or another one has its number), and nobody holds
+its lock file: the lock belongs to an open file that the programs it started inherit, so it stays until the last of
+them is gone as well. Being refused a look (EPERM, hidden /proc) proves nothing.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ def proven_dead(process: Process) -> bool:
     start, zombie = _start_time(process.pid), _is_zombie(process.pid)
     gone = start is not None and (start != process.start or zombie)
     return gone and _lock_free(process)
+
+
+def forget(process: Process) -> None:
+    """Removes the lock file of a process that was proven dead here."""
+    if _same_kernel(process) and process.lock_file and _lock_free(process):
+        Path(process.lock_file.partition(":")[2]).unlink(missing_ok=True)
 
 
 def kill(process: Process) -> None:
@@ -114,7 +120,7 @@ def _boot_id() -> str | None:
 
 def _pid_namespace() -> str | None:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return None
 

@@ -1,7 +1,7 @@
 """What this replica has claimed and not yet settled: shared by the services, guarded by one lock taken once a batch.
 
-It serves this process only. Limits are counted from it only for jobs that this process claimed itself in the session that
-still holds the lease; whatever happened before is counted from the rows (queries/count_running.sql).
+It serves this process only. Limits are counted from it only for jobs that this process claimed itself in the session
+that still holds the lease; whatever happened before is counted from the rows (queries/count_running.sql).
 """
 
 from __future__ import annotations

@@ -48,6 +48,12 @@ class JobMetrics(Collector):
         self.duration: dict[str, _Buckets] = defaultdict(_Buckets)
         self.wait: dict[str, _Buckets] = defaultdict(_Buckets)
 
+    def expect(self, type: str) -> None:
+        """Shows a type from the start, so that its first events are seen as an increase."""
+        for state in ("succeeded", "partial", "failed", "canceled"):
+            self.finished[type, state] += 0
+        self.retries[type] += 0
+
     def collect(self) -> Iterator[Metric]:
         """Samples for a scrape."""
         finished = CounterMetricFamily(
@@ -112,4 +118,6 @@ class Metrics:
         self.last_tick = Gauge(
             "dispatcher_last_tick_timestamp_seconds", "When the main loop last made progress.", registry=r
         )
+        for reason in ("dead", "vanished"):  # shown from the start, so that the first rescue is seen as an increase
+            self.rescued.labels(reason)
         self.db_errors = Counter("dispatcher_db_errors", "Errors of the database or of the way to it.", registry=r)

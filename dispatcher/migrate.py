@@ -22,7 +22,7 @@ def migrate(dsn: str) -> list[str]:
                 return [_apply(conn, *step) for step in pending(conn)]
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
-                f"migrate needs more rights ({first_line(exc)}): let it run as a role that may create a schema in the database"
+                f"migrate needs more rights ({first_line(exc)}): run it as a role that may create schemas"
             ) from exc
         except psycopg.Error as exc:
             raise SchemaError(f"migrate failed, nothing was changed: {first_line(exc)}") from exc
@@ -40,7 +40,7 @@ def pending(conn: Connection) -> list[tuple[int, str, str]]:
     applied = applied_versions(conn)
     if ahead := sorted(applied - {version for version, _, _ in migrations()}):
         raise SchemaError(
-            f"the database's schema has version {ahead[-1]}, this dispatcher knows up to {LATEST}: install a newer dispatcher"
+            f"the schema has version {ahead[-1]}, this dispatcher knows up to {LATEST}: install a newer dispatcher"
         )
     return [step for step in migrations() if step[0] not in applied]
 

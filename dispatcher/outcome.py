@@ -15,6 +15,7 @@ from dispatcher.retry import RetryPolicy
 
 MAX_MESSAGE = 10_000  # characters of an error kept in the row
 MAX_TRACE = 20_000
+MAX_DELAY_S = 100 * 365 * 86400.0  # a later time is no plan, and Python cannot read it from the row
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -75,7 +76,7 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
     @classmethod
     def retry(cls, job: Job, after: float, error: JobError) -> Outcome:
         """Failed, and tried again after so many seconds."""
-        return cls(job.id, job.attempt, State.SCHEDULED, None, error.as_json_array(), 1, max(0.0, after))
+        return cls(job.id, job.attempt, State.SCHEDULED, None, error.as_json_array(), 1, _pause(after))
 
     @classmethod
     def snooze(cls, job: Job, after: float) -> Outcome:
@@ -85,7 +86,7 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
     @classmethod
     def snooze_attempt(cls, job_id: int, attempt: int, after: float) -> Outcome:
         """The same for an attempt whose job is not at hand."""
-        return cls(job_id, attempt, State.SCHEDULED, delay_s=max(0.0, after))
+        return cls(job_id, attempt, State.SCHEDULED, delay_s=_pause(after))
 
     @classmethod
     def release(cls, job: Job) -> Outcome:
@@ -117,7 +118,8 @@ def settle(
     chance: float = 0.5,
     stack: str | None = None,
 ) -> Outcome:
-    """What becomes of the job. `reason` is why it was asked to stop, if it was; `chance`, 0 to 1, is the jitter's; `stack` is
+    """What becomes of the job. `reason` is why it was asked to stop, if it was; `chance`, 0 to 1, is the jitter's;
+    `stack` is
     where its thread was when its time was over."""
     if reason is CancelReason.TIMEOUT:
         error = JobError("timeout", "the job outlived its timeout", stack or _trace(ending))
@@ -176,6 +178,10 @@ def encode(value: Any) -> str:
 def storable(text: str) -> str:
     """`text` with the few characters that PostgreSQL cannot store written as escapes."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def _pause(after: float) -> float:
+    return min(MAX_DELAY_S, max(0.0, after))  # in this order, which makes 0 of NaN
 
 
 def _failure(

@@ -58,6 +58,9 @@ class Replica:
         self._dsn = settings.dsn.get_secret_value()
         self._register(process)
         self.metrics = Metrics()
+        for type in self._registry.types:
+            self.metrics.jobs.expect(type)
+            self.metrics.timed_out.labels(type)
         self.inflight = InFlight()
         self.settled = threading.Event()
         """Set whenever outcomes were recorded."""
@@ -112,7 +115,7 @@ class Replica:
             registry=self._registry,
             inflight=self.inflight,
             pool=pool,
-            before_run=lambda: self.heart.arm_fence(),
+            before_run=lambda: self.heart.arm_fence(),  # noqa: PLW0108 - the heart is made below, and needs this
             metrics=metrics,
         )
         self._dispatch.set_limits(s.limits)

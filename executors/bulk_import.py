@@ -109,9 +109,7 @@ def _open(payload: BulkImportPayload) -> Source:
 class _Import:
     """One try: from the checkpoint to the end of the file."""
 
-    def __init__(
-        self, payload: BulkImportPayload, source: Source, conn: Connection[Any], ctx: Context
-    ) -> None:
+    def __init__(self, payload: BulkImportPayload, source: Source, conn: Connection[Any], ctx: Context) -> None:
         self._payload = payload
         self._source = source
         self._conn = conn
@@ -204,9 +202,7 @@ class _Import:
         """The batch and the place where the next one begins, or neither."""
         source = self._source
         if source.changed:
-            raise FileProblem(
-                f"{self._payload.path!r} was changed while it was read, before line {source.line}"
-            )
+            raise FileProblem(f"{self._payload.path!r} was changed while it was read, before line {source.line}")
         value = {
             "source": source.identity,
             "offset": source.offset,

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dispatcher import Context, Fail, Job, executor
-from dispatcher.process import ProgramResult, clean_environment, run_program
+from dispatcher import Context, Fail, Job, ProgramResult, clean_environment, executor, run_program
 
 SETTING = "DISPATCHER_COMMANDS"
 EXAMPLE = '{"backup": "/usr/local/bin/backup", "report": ["/usr/bin/python3", "/srv/report.py"]}'

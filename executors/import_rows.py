@@ -77,9 +77,7 @@ def ndjson_layout(
     else:
         strict = False
     target = _targets(columns, list(columns))
-    fields = [
-        (name, _json_field if column in json_columns else _csv_field) for name, column in target.items()
-    ]
+    fields = [(name, _json_field if column in json_columns else _csv_field) for name, column in target.items()]
 
     def encode(record: bytes) -> bytes | None:
         if not record.strip():
@@ -134,9 +132,7 @@ def _targets(columns: Columns, names: list[str]) -> dict[str, str]:
     target = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
     missing = [name for name in target if name not in names]
     if missing:
-        raise FileProblem(
-            f"the file has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}"
-        )
+        raise FileProblem(f"the file has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}")
     return target
 
 

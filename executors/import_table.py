@@ -73,9 +73,7 @@ class Loader:
     small as the distance between bad rows, and they double as long as all goes well.
     """
 
-    def __init__(
-        self, conn: Connection[Any], table: Table, columns: list[str], delimiter: str, null: str
-    ) -> None:
+    def __init__(self, conn: Connection[Any], table: Table, columns: list[str], delimiter: str, null: str) -> None:
         self._conn = conn
         self._window: int | None = None
         self._copy_statement = sql.SQL(
@@ -87,9 +85,7 @@ class Loader:
             sql.Literal(null),
         )
         # Where PostgreSQL speaks another language, this finds nothing, and bad rows are found by halving.
-        self._line_named = re.compile(
-            rf"^COPY {re.escape(table.name)}, line (\d+)(?:, column (.*?): )?", re.MULTILINE
-        )
+        self._line_named = re.compile(rf"^COPY {re.escape(table.name)}, line (\d+)(?:, column (.*?): )?", re.MULTILINE)
 
     def begin(self) -> None:
         """Opens the transaction. A deferred constraint would only speak at the commit, and name no row."""

@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 from dispatcher.cli.base import fail
 from dispatcher.errors import InvalidPayload
+from dispatcher.operations import CHUNK
 
 BLOCK = 1 << 20  # read, checked and sent at once: large enough to be cheap, small enough to show progress
 LONGEST = 256 << 20  # of a line; the limit on payloads can be no higher
@@ -67,21 +68,25 @@ def _chunks(stream: io.BufferedIOBase, name: str) -> Iterator[list[tuple[int, st
             lines.append(rest)
         if number == 1 and lines:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        if lines:
-            yield _decoded(number, lines)
-            number += len(lines)
+        yield from _decoded(number, lines)
+        number += len(lines)
         if not block:
             return
 
 
-def _decoded(first: int, lines: list[bytes]) -> list[tuple[int, str]]:
-    """Numbered texts; blank lines are left out."""
-    decoded = []
+def _decoded(first: int, lines: list[bytes]) -> Iterator[list[tuple[int, str]]]:
+    """Numbered texts, a few thousand at a time; blank lines are left out."""
+    decoded: list[tuple[int, str]] = []
     for number, line in enumerate(lines, first):
         try:
             text = line.decode().strip()
         except UnicodeDecodeError as exc:
+            yield decoded  # something may be wrong with these as well, and they come first
             raise InvalidPayload(f"line {number}: it is not UTF-8: {exc.reason} at byte {exc.start + 1}") from None
         if text:
             decoded.append((number, text))
-    return decoded
+        if len(decoded) >= CHUNK:
+            yield decoded
+            decoded = []
+    if decoded:
+        yield decoded

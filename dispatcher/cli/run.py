@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from dispatcher.cli.session import settings
 from dispatcher.daemon import Daemon
 from dispatcher.errors import DispatcherError
 from dispatcher.executor import Registry
-from dispatcher.settings import ENV_PREFIX, Settings
+from dispatcher.settings import Settings, load
 
 log = logging.getLogger("dispatcher.cli")
 
@@ -28,20 +29,19 @@ log = logging.getLogger("dispatcher.cli")
 def command(context: click.Context, /, **flags: Any) -> None:
     """Run a replica until SIGTERM or Ctrl-C: it leads, or stands by. Run `dispatcher migrate` first."""
     loaded, _ = settings(flags)
-    if file := common().config:
-        os.environ[ENV_PREFIX + "CONFIG"] = file  # SIGHUP reads the settings again
-    context.exit(run_daemon(loaded))
+    file = common().config
+    context.exit(run_daemon(loaded, reload=lambda: load({**flags, "dsn": loaded.dsn}, file)[0]))
 
 
-def run_daemon(loaded: Settings) -> int:
-    """One replica in this process, until it is told to stop."""
+def run_daemon(loaded: Settings, *, reload: Callable[[], Settings] = lambda: load()[0]) -> int:
+    """One replica in this process, until it is told to stop; `reload` reads the settings again on SIGHUP."""
     logs.configure(loaded.log_level, loaded.log_format)
     # Last: executors may lie in the working directory, but nothing there may stand in for another module.
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds texts
         sys.path.append(here)
     registry = Registry.load(loaded.executors)
     try:
-        return Daemon(loaded, registry).run()
+        return Daemon(loaded, registry, reload=reload).run()
     except DispatcherError:
         raise
     except Exception:

@@ -51,7 +51,9 @@ def list_lanes(conn: Connection) -> list[Lane]:
 
 
 def share_lanes(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], room: int) -> list[tuple[Lane, int]]:
-    """How many of each lane's first jobs come into the room, by priority, turn and age; a type's lanes share its take."""
+    """How many of each lane's first jobs come into the room, by priority, turn and age; a type's lanes share its
+    take.
+    """
     rows = conn.execute(
         statement("share_lanes"),
         {

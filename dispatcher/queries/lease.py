@@ -40,6 +40,11 @@ def begin_term(conn: Connection, lease: int, replica: int) -> tuple[int, bool] |
     return conn.execute(statement("begin_term"), {"lease": lease, "replica": replica}).fetchone()
 
 
+def note_timeline(conn: Connection, lease: int) -> None:
+    """Records the server's timeline: whoever leads from now on need not wait for what its promotion may have lost."""
+    conn.execute(statement("note_timeline"), {"lease": lease})
+
+
 def resign_lease(conn: Connection, lease: int) -> None:
     """Gives the lease back, however often the lock was stacked."""
     while (row := conn.execute(statement("resign_lease"), {"lease": lease}).fetchone()) and row[0]:

@@ -39,6 +39,9 @@ def next_due(conn: Connection) -> float | None:
 
 def guard_rescue(conn: Connection, replica: int, incarnation: int) -> bool:
     """Inside a transaction: True while nobody lives under this id and it is the incarnation that was observed."""
+    row = conn.execute(statement("bar_replica"), {"replica": replica}).fetchone()
+    if row is None or not row[0]:
+        return False
     row = conn.execute(statement("guard_rescue"), {"replica": replica, "incarnation": incarnation}).fetchone()
     return row is not None and bool(row[0])
 

@@ -1,9 +1,9 @@
 """The completer records outcomes: it waits for the first, takes whatever else is ready, and writes once.
 
-Idle, that adds no delay; busy, it makes large groups by itself. It never waits for a row that a user holds locked: the quick form
-waits 50 ms at most, then the form that passes by locked rows is sent, and the busy ones are sent again later. Each outcome is
-answered settled, stale (it came too late and changed nothing) or busy. Where an answer is lost with the connection the outcomes are sent
-again: the guard of the statement makes that harmless.
+Idle, that adds no delay; busy, it makes large groups by itself. It never waits for a row that a user holds locked:
+the quick form waits 50 ms at most, then the form that passes by locked rows is sent, and the busy ones are sent again
+later. Each outcome is answered settled, stale (it came too late and changed nothing) or busy. Where an answer is lost
+with the connection the outcomes are sent again: the guard of the statement makes that harmless.
 """
 
 from __future__ import annotations

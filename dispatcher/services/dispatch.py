@@ -1,11 +1,11 @@
 """The leader's claims: what is pending goes to the pool, within every limit.
 
-A round claims from every lane that has a job and a free slot. Within a burst a lane is read on from the last job claimed, past the
-index entries of jobs that are gone (a cursor); after a short while it is read from its start again, so that a job that committed late,
-was retried or has a better priority is hidden no longer than that.
+A round claims from every lane that has a job and a free slot. Within a burst a lane is read on from the last job
+claimed, past the index entries of jobs that are gone (a cursor); after a short while it is read from its start again,
+so that a job that committed late, was retried or has a better priority is hidden no longer than that.
 
-Limits are counted from two sources that only this process changes or that only shrink: what is in flight here, and the rows that run
-elsewhere (other replicas do not claim while we hold the lease).
+Limits are counted from two sources that only this process changes or that only shrink: what is in flight here, and
+the rows that run elsewhere (other replicas do not claim while we hold the lease).
 """
 
 from __future__ import annotations

@@ -6,14 +6,18 @@
                                        └──── resign (lock given back)┘
 
 Invariants:
-- The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever fails on it, the
-  session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit afterwards.
-- A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the session holds.
-- Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing about ours.
+- The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever
+  fails on it, the session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit
+  afterwards.
+- A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the
+  session holds.
+- Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing
+  about ours.
 
-What ends a leader: its process dies (the kernel closes the session); it falls silent (idle_session_timeout, at lease_duration); its host or
-the network goes (tcp_user_timeout, keepalives); it hangs within a statement (statement_timeout); its backend is stuck sending and
-none of these reaches it (a standby that sees it unchanged for longer than the lease ends it by pg_terminate_backend).
+What ends a leader: its process dies (the kernel closes the session); it falls silent (idle_session_timeout, at
+lease_duration); its host or the network goes (tcp_user_timeout, keepalives); it hangs within a statement
+(statement_timeout); its backend is stuck sending and none of these reaches it (a standby that sees it unchanged for
+longer than the lease ends it by pg_terminate_backend).
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class Lease:
         self._pause_s = 0.0
         self._seen: tuple[statements.Holder, float] | None = None
         self._last_beat = 0.0
+        self._promoted = False  # since the last leader that claimed
         self.conn: Connection | None = None
         self.term: int | None = None
         """The term while this session holds the lease, else None."""
@@ -95,6 +100,7 @@ class Lease:
                 self.drop()
                 return False
             if replicas.raise_incarnation(conn, self._replica) is None:
+                self.drop()
                 raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
             self.trusted_from, self._last_beat, self._pause_s = sent, self._clock(), 0.0
         except psycopg.Error as exc:
@@ -117,8 +123,20 @@ class Lease:
             self._failed(exc)
         return self.term is not None
 
+    def may_claim(self) -> bool:
+        """False until what a promoted server may have lost has been waited for."""
+        assert self.conn is not None
+        if self._clock() < self.claim_from:
+            return False
+        if self._promoted:
+            statements.note_timeline(self.conn, self._number)
+            self._promoted = False
+        return True
+
     def beat(self) -> bool:
-        """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was time."""
+        """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was
+        time.
+        """
         if self.conn is None or self._clock() - self._last_beat < self._heartbeat_s:
             return False
         sent, self._last_beat = boottime(), self._clock()
@@ -166,9 +184,9 @@ class Lease:
         if began is None:
             self.drop()
             return
-        term, timeline_changed = began
+        term, self._promoted = began
         self.claim_from = self._clock()
-        if timeline_changed:
+        if self._promoted:
             self.claim_from += self._orphan_after_s
             log.warning(
                 "the server was promoted: waits before the first claim", extra={"seconds": self._orphan_after_s}

@@ -1,7 +1,7 @@
 """The listener: one session that receives notifications, and proves again and again that it would.
 
-A half-open connection looks alive and delivers nothing. So in silence it notifies itself and expects to hear it; without an answer it reconnects.
-After each reconnect everybody looks for what may have been missed.
+A half-open connection looks alive and delivers nothing. So in silence it notifies itself and expects to hear it;
+without an answer it reconnects. After each reconnect everybody looks for what may have been missed.
 """
 
 from __future__ import annotations

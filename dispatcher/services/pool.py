@@ -1,6 +1,7 @@
 """The thread pool: plain threads on a queue. A thread that does not come back is not waited for when the process ends.
 
-ThreadPoolExecutor costs twenty times as much a job, and joins its threads at exit, so that one stuck job would block it for ever.
+ThreadPoolExecutor costs twenty times as much a job, and joins its threads at exit, so that one stuck job would block
+it for ever.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class ThreadPool:
         self._ended = ended
         self._clock = clock
         self._chance = chance
-        # Busy threads pop from the deque without a lock; idle ones wait for a token. A queue.Queue would hand each job over
-        # from thread to thread: measured, that costs several times as much as a no-op job itself.
+        # Busy threads pop from the deque without a lock; idle ones wait for a token. A queue.Queue would hand each
+        # job over from thread to thread: measured, that costs several times as much as a no-op job itself.
         self._waiting: deque[Execution] = deque()
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._idle = 0
@@ -218,5 +219,5 @@ def explain_misfit(exc: ValidationError) -> str:
 
 def stack_of(thread: int) -> str | None:
     """What a thread is doing right now, for people."""
-    frame = sys._current_frames().get(thread)
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented, in spite of its name
     return None if frame is None else "".join(traceback.format_stack(frame, limit=30))

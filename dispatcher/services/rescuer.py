@@ -1,8 +1,9 @@
 """The rescuer takes running jobs from replicas that are gone.
 
-Gone means: the liveness lock has been absent for orphan_after, at one incarnation, by this observer's own clock (a replica fences itself
-before that: fence.py), or the death of the process and of what it started is proven on this host. Every replica observes, so that a change of
-leader does not start the wait anew; only the leader rescues. The sweep is level-triggered: what it could not take now it takes next time.
+Gone means: the liveness lock has been absent for orphan_after, at one incarnation, by this observer's own clock (a
+replica fences itself before that: fence.py), or the death of the process and of what it started is proven on this
+host. Every replica observes, so that a change of leader does not start the wait anew; only the leader rescues. The
+sweep is level-triggered: what it could not take now it takes next time.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ class Rescuer:
                 "took jobs from a replica that is gone",
                 extra={"replica": replica.id, "jobs": len(orphans), "reason": reason},
             )
+        if removed:
+            identity.forget(replica.process)
         self._rescued()
         return removed
 

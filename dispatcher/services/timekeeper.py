@@ -1,7 +1,8 @@
-"""The timekeeper asks running jobs to stop: those past their timeout, and all of them when this replica is losing its jobs.
+"""The timekeeper asks running jobs to stop: those past their timeout, and all of them when this replica is losing its
+jobs.
 
-A thread cannot be killed. Past its timeout a job is asked (`ctx.canceled`); it stays running and holds its slot until its thread is back, and only
-then is it failed or tried again: anything else could overlap.
+A thread cannot be killed. Past its timeout a job is asked (`ctx.canceled`); it stays running and holds its slot until
+its thread is back, and only then is it failed or tried again: anything else could overlap.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
--- guard_rescue: in the rescue's transaction: nobody lives under this id now, nor came and went since it was observed.
-select pg_try_advisory_xact_lock(dispatcher.liveness_lock(), %(replica)s)
-   and coalesce((select r.incarnation from dispatcher.replica r where r.id = %(replica)s), 0) = %(incarnation)s
+-- guard_rescue: in the rescue's transaction, once it has the liveness lock and so in a statement of its own, whose snapshot
+-- is younger than the lock: nobody came and went under this id since it was observed.
+select coalesce((select r.incarnation from dispatcher.replica r where r.id = %(replica)s), 0) = %(incarnation)s

@@ -12,8 +12,7 @@ with held as (
 )
 select r.id, l.name as lease, r.host, r.pid, r.version, r.types, r.started_at,
        exists (select from held h where h.classid = dispatcher.liveness_lock()::oid and h.number = r.id) as alive,
-       l.holder is not distinct from r.id
-       and exists (select from held h where h.classid = dispatcher.lease_lock()::oid and h.number = l.number) as leads,
+       exists (select from held h where h.classid = dispatcher.lease_lock()::oid and h.number = l.number and l.holder = r.id) as leads,
        coalesce(b.running, 0) as running
 from dispatcher.replica r join dispatcher.lease l on l.number = r.lease left join busy b on b.owner = r.id
 order by r.id

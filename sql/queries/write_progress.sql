@@ -7,4 +7,4 @@ with p as materialized (
     where j.attempt = p.attempt and j.state = 'running' for no key update of j skip locked
 )
 update dispatcher.job j set progress = p.percent, progress_message = p.message
-from p join free f on f.id = p.id where j.id = p.id
+from p join free f on f.id = p.id where j.id = p.id and j.attempt = p.attempt and j.state = 'running'

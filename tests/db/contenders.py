@@ -73,6 +73,12 @@ def backend(lease: Lease) -> int:
     return lease.conn.info.backend_pid
 
 
+def beat(lease: Lease) -> None:
+    """A beat, due or not."""
+    lease._last_beat = float("-inf")
+    lease.beat()
+
+
 def held_locks(conn: Connection, lease: Lease | int) -> int:
     """How many lease locks a session holds (a stacked lock shows as one)."""
     pid = lease if isinstance(lease, int) else backend(lease)
@@ -100,6 +106,6 @@ def closed(conn: psycopg.Connection) -> bool:
     """Whether the server has ended this session: asked of the session itself."""
     try:
         conn.execute("select 1")
-    except psycopg.OperationalError:
-        return True
+    except psycopg.Error:
+        return conn.broken
     return False

@@ -41,14 +41,12 @@ def publish(conn: psycopg.Connection[Any], *specs: Executor) -> None:
     publish_types(conn, specs or (IMPORT, ANY), limits={}, timeout_s=60.0, max_payload_bytes=MAX_BYTES)
 
 
-def end(
-    conn: psycopg.Connection[Any], id: int, state: str, *, result: Any = None, error: str | None = None
-) -> None:
+def end(conn: psycopg.Connection[Any], id: int, state: str, *, result: Any = None, error: str | None = None) -> None:
     """Ends a job as a leader would."""
     errors = None if error is None else json.dumps([{"attempt": 1, "kind": "exception", "message": error}])
     conn.execute(
-        "update dispatcher.job set state = %s, attempt = 1, started_at = now(), finished_at = now(), result = %s, errors = %s"
-        " where id = %s",
+        "update dispatcher.job set state = %s, attempt = 1, started_at = now(), finished_at = now(), result = %s,"
+        " errors = %s where id = %s",
         (state, json.dumps(result), errors, id),
     )
 

@@ -44,9 +44,7 @@ def run(dsn: str, conn: psycopg.Connection[Any]) -> Callable[[Body], None]:
 
 def test_it_has_every_method_of_the_client_with_the_same_parameters() -> None:
     def methods(kind: type) -> dict[str, list[str]]:
-        public = {
-            name: value for name, value in vars(kind).items() if not name.startswith("_") and callable(value)
-        }
+        public = {name: value for name, value in vars(kind).items() if not name.startswith("_") and callable(value)}
         return {name: list(inspect.signature(value).parameters) for name, value in public.items()}
 
     assert methods(AsyncClient) == methods(Client)
@@ -125,9 +123,7 @@ def test_tasks_share_one_client(run: Callable[[Body], None], conn: psycopg.Conne
     run(body)
 
 
-def test_canceled_task_leaves_a_usable_client(
-    run: Callable[[Body], None], conn: psycopg.Connection[Any]
-) -> None:
+def test_canceled_task_leaves_a_usable_client(run: Callable[[Body], None], conn: psycopg.Connection[Any]) -> None:
     async def body(client: AsyncClient) -> None:
         conn.execute("begin")
         conn.execute("lock table dispatcher.job in access exclusive mode")

@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from dispatcher.sql import migrations
 
 from dispatcher.cli import COMMANDS, main
-from dispatcher.sql import migrations
 from tests.db.front_door import MAX_BYTES, count, end, publish
 
 DISPATCHER = [sys.executable, "-m", "dispatcher"]

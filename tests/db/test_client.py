@@ -58,9 +58,7 @@ def test_delay_in_every_form(client: Client, delay: timedelta | float | str) -> 
     assert job.run_at - job.created_at == timedelta(hours=2)
 
 
-def test_times_and_durations_read_alike_whatever_the_role_has_set(
-    dsn: str, conn: psycopg.Connection[Any]
-) -> None:
+def test_times_and_durations_read_alike_whatever_the_role_has_set(dsn: str, conn: psycopg.Connection[Any]) -> None:
     publish(conn)
     row = conn.execute("select current_database()").fetchone()
     assert row is not None
@@ -133,9 +131,7 @@ def test_payload_that_contains_itself_is_refused(client: Client) -> None:
 
 def test_payload_over_the_limit_says_both_sizes(client: Client, conn: psycopg.Connection[Any]) -> None:
     text = os.urandom(2 * MAX_BYTES).hex()
-    with pytest.raises(
-        PayloadTooLarge, match=rf"the payload has {len(text) + 9} bytes; the limit is {MAX_BYTES}"
-    ):
+    with pytest.raises(PayloadTooLarge, match=rf"the payload has {len(text) + 9} bytes; the limit is {MAX_BYTES}"):
         client.enqueue("any", {"x": text})
     with pytest.raises(PayloadTooLarge, match=r"payload 2: the payload has \d+ bytes"):
         client.enqueue_many("any", [{}, {"x": text}])
@@ -174,9 +170,7 @@ def test_unknown_type_names_the_known_ones(client: Client) -> None:
         ({"prio": 1}, "unknown option 'prio'; known options: priority, run_at, delay"),
     ],
 )
-def test_malformed_option_is_refused(
-    client: Client, conn: psycopg.Connection[Any], options: Any, told: str
-) -> None:
+def test_malformed_option_is_refused(client: Client, conn: psycopg.Connection[Any], options: Any, told: str) -> None:
     with pytest.raises(InvalidOption) as caught:
         client.enqueue("any", **options)
     assert told in str(caught.value)
@@ -191,9 +185,7 @@ def test_misfit_names_the_field_with_and_without_the_model(
     with Client(dsn, registry=Registry([IMPORT]) if registered else None) as client:
         with pytest.raises(InvalidPayload, match=r"the payload does not fit 'import': rows\.1\.name: "):
             client.enqueue("import", {"rows": [{"name": "a"}, {"name": 5}]})
-        with pytest.raises(
-            InvalidPayload, match=r"payload 3: the payload does not fit 'import': rows\.0\.name: "
-        ):
+        with pytest.raises(InvalidPayload, match=r"payload 3: the payload does not fit 'import': rows\.0\.name: "):
             client.enqueue_many("import", [{}, {}, {"rows": [{}]}])
         assert count(conn) == 0
         client.enqueue("import", {"rows": [{"name": "a", "size": "5"}]})
@@ -212,9 +204,7 @@ def test_new_schema_of_a_type_is_heeded(dsn: str, conn: psycopg.Connection[Any])
             client.enqueue("any", {"rows": 5})
 
 
-def test_caller_s_rollback_takes_the_job_back(
-    client: Client, conn: psycopg.Connection[Any], dsn: str
-) -> None:
+def test_caller_s_rollback_takes_the_job_back(client: Client, conn: psycopg.Connection[Any], dsn: str) -> None:
     with psycopg.connect(dsn, row_factory=dict_row, cursor_factory=psycopg.RawCursor) as own:
         id = client.enqueue("import", {"into": "x"}, conn=own)
         many = client.enqueue_many("any", [{}] * (CHUNK + 1), conn=own)
@@ -249,9 +239,7 @@ def test_caller_s_own_errors_stay_psycopg_s(client: Client, dsn: str) -> None:
         own.rollback()
 
 
-def test_many_are_all_or_none_on_an_autocommit_connection(
-    client: Client, conn: psycopg.Connection[Any]
-) -> None:
+def test_many_are_all_or_none_on_an_autocommit_connection(client: Client, conn: psycopg.Connection[Any]) -> None:
     too_large = {"x": "x" * (9 * MAX_BYTES)}
     payloads = [*[{}] * CHUNK, too_large]
     for given in (None, conn):

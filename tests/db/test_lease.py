@@ -15,7 +15,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.queries import lease as statements
 from dispatcher.queries.lease import Holder
 from dispatcher.services.lease import EVICTION_MARGIN, Lease
-from tests.db.contenders import Clock, backend, closed, contender, gone, held_locks, register
+from tests.db.contenders import Clock, backend, beat, closed, contender, gone, held_locks, register
 
 # Long enough for a waiter to be seen waiting, far below what a broken wait would need.
 SHORT_MS = 60
@@ -215,7 +215,7 @@ def test_the_server_ends_a_silent_leader(dsn: str, conn: Connection) -> None:
         other._heartbeat_s = 1.0
         assert other.contend(), "the lock was not freed within deadlock_timeout"
         assert closed(old)
-        silent.beat(now=True)
+        beat(silent)
         assert silent.term is None
         assert silent.conn is None
 
@@ -240,7 +240,7 @@ def test_a_leader_that_beats_keeps_the_lease(dsn: str, conn: Connection) -> None
         assert other.connect()
         other._heartbeat_s = 0.05
         for _ in range(12):  # about half a second, twelve beats
-            alive.beat(now=True)
+            beat(alive)
             assert not other.contend()
         assert alive.term == 1
 
@@ -311,7 +311,7 @@ def test_a_slow_holder_that_works_is_not_ended(conn: Connection, leader: Lease, 
     for _ in range(4):
         assert not standby.contend()
         clock.now += 5.0 * EVICTION_MARGIN - 0.1
-        leader.beat(now=True)
+        beat(leader)
     assert leader.term == 1
     assert held_locks(conn, leader) == 1
 
@@ -332,7 +332,7 @@ def test_only_exactly_the_session_that_was_seen_is_ended(
     _, seen = statements.wait_lease(standby.conn, 1, SHORT_MS)
     assert seen is not None
     assert seen.state_change is not None
-    leader.beat(now=True)
+    beat(leader)
     assert not statements.evict_holder(standby.conn, 1, seen), "it has worked since"
     _, seen = statements.wait_lease(standby.conn, 1, SHORT_MS)
     assert seen is not None
@@ -450,5 +450,12 @@ def test_a_wait_after_a_promotion_is_not_cut_short_by_another_change_of_leader(
         assert second.connect()
         assert second.contend()
         assert second.claim_from > clock.now
+        assert not second.may_claim()
+        clock.now += 30.0
+        assert second.may_claim()
+    with contender(dsn, register(conn), clock=clock) as third:
+        assert third.connect()
+        assert third.contend()
+        assert third.may_claim(), "it has been waited for"
 
 

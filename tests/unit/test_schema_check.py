@@ -162,9 +162,7 @@ values = st.recursive(
     | st.integers(-1000, 1000)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=6)
-    | st.sampled_from(
-        ["1", " 2 ", "1.0", "1_000", "yes", "red", "cat", "dog", "a", "inf", "nan", "2030-01-31", "٣"]
-    ),
+    | st.sampled_from(["1", " 2 ", "1.0", "1_000", "yes", "red", "cat", "dog", "a", "inf", "nan", "2030-01-31", "٣"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(

@@ -1,0 +1,112 @@
+"""`make bench`: measures and prints JSON lines, the median of a few rounds each; progress on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg
+
+from dispatcher import DispatcherError, __version__
+from dispatcher.embedded import EmbeddedPostgres
+from tests.bench.scenarios import SCENARIOS, Measures, Size
+from tests.bench.stage import BenchFailed, stage
+
+SERVER = {"shared_buffers": "1GB"}  # all else as PostgreSQL comes, durable
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the bench; the exit status."""
+    options = _parse(arguments)
+    size = replace(Size(), jobs=options.jobs)
+    try:
+        with _server(options.dsn) as dsn:
+            versions = _versions(dsn)
+            for name in options.only:
+                rounds = []
+                for n in range(options.rounds):
+                    print(f"{name}, round {n + 1} of {options.rounds}", file=sys.stderr)
+                    rounds.append(play(name, dsn, size))
+                for line in summarize(name, rounds):
+                    print(json.dumps({**line, "jobs": size.jobs, **versions}), flush=True)
+    except (BenchFailed, DispatcherError, psycopg.Error) as exc:
+        print(f"bench: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def play(name: str, dsn: str, size: Size) -> Measures:
+    """One round of a scenario, in a database of its own."""
+    with stage(dsn) as own:
+        return SCENARIOS[name](own, size)
+
+
+def summarize(name: str, rounds: list[Measures]) -> Iterator[dict[str, object]]:
+    """One line a measure: the median of the rounds, and how far they lay apart."""
+    for measure, (_, unit) in rounds[0].items():
+        values = [one[measure][0] for one in rounds]
+        yield {
+            "scenario": name,
+            "measure": measure,
+            "value": round(statistics.median(values), 3),
+            "unit": unit,
+            "min": round(min(values), 3),
+            "max": round(max(values), 3),
+            "rounds": len(values),
+        }
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures throughput and latency.")
+    parser.add_argument("--jobs", type=_positive, default=Size().jobs, help="jobs to drain and to enqueue")
+    parser.add_argument("--rounds", type=_positive, default=3, help="the median of so many is told")
+    parser.add_argument("--only", type=_names, default=list(SCENARIOS), metavar="NAME,...", help=", ".join(SCENARIOS))
+    parser.add_argument("--dsn", help="a server to measure instead of one of our own; databases are made and dropped in it")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+    return int(text)
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        raise argparse.ArgumentTypeError(f"there is no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    return names
+
+
+@contextmanager
+def _server(dsn: str | None) -> Iterator[str]:
+    if dsn is not None:
+        yield dsn
+        return
+    with EmbeddedPostgres(options=SERVER) as server:
+        yield server.dsn
+
+
+def _versions(dsn: str) -> dict[str, object]:
+    with psycopg.connect(dsn) as conn:
+        server = conn.info.parameter_status("server_version")
+    return {
+        "dispatcher": __version__,
+        "postgresql": server,
+        "python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+        "cpus": os.cpu_count(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

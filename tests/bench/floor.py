@@ -1,0 +1,58 @@
+"""What the database alone could do: the same two updates a job, in batches, by a loop inside the server. No client, no network,
+no limits, no lanes: nothing that is built on this table can be faster."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+
+BATCH = 500
+
+_SETUP = """
+create table floor_job (
+    id bigint generated always as identity primary key,
+    created_at timestamptz not null default now(), run_at timestamptz, started_at timestamptz, finished_at timestamptz,
+    owner integer, attempt integer not null default 0, timeout_s real, progress real,
+    failures smallint not null default 0, max_attempts smallint, priority smallint not null default 0,
+    cancel_requested boolean not null default false, pending boolean not null default true,
+    type text not null, tenant text not null default '', state text not null default 'pending', unique_key text,
+    payload jsonb not null, result jsonb
+) with (fillfactor = 50);
+create index floor_lane on floor_job (type, tenant, priority, id) where pending;
+create procedure floor_drain(batch integer) language plpgsql as $$
+declare
+    taken bigint[];
+begin
+    loop
+        with front as (
+            select id from floor_job where pending order by type, tenant, priority, id limit batch for no key update skip locked
+        ), claimed as (
+            update floor_job j set state = 'running', pending = false, attempt = attempt + 1, owner = 1, started_at = now()
+            from front f where j.id = f.id returning j.id
+        )
+        select array_agg(id) into taken from claimed;
+        commit;
+        exit when taken is null;
+        update floor_job set state = 'succeeded', finished_at = now() where id = any (taken) and state = 'running';
+        commit;
+    end loop;
+end $$
+"""
+_FILL = "insert into floor_job (type, payload) select 'bench.noop', jsonb_build_object('n', n) from generate_series(1, %s) n"
+_LEFT = "select count(*) from floor_job where state <> 'succeeded' or attempt <> 1"
+
+
+def drain_floor(dsn: str, jobs: int) -> float:
+    """Jobs a second."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):  # as the daemon's own sessions
+            conn.execute("select set_config(%s, 'off', false)", [setting])
+        conn.execute(_SETUP)
+        conn.execute(_FILL, [jobs])
+        began = time.monotonic()
+        conn.execute("call floor_drain(%s)", [BATCH])
+        took = time.monotonic() - began
+        row = conn.execute(_LEFT).fetchone()
+    assert row == (0,), "the floor left jobs undone"
+    return jobs / took
