@@ -52,7 +52,7 @@ class Daemon:
         self._fatal: BaseException | None = None
 
     def run(self) -> int:
-        """Runs until told to stop; 0 after a graceful stop, 1 after a failure. Raises DispatcherError if it cannot start."""
+        """Runs until told to stop; 0 after a graceful stop, 1 after a failure. Raises DispatcherError at start."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         identity = Identity()
         process.inherit(identity.lock_fd)

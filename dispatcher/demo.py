@@ -98,7 +98,7 @@ class Demo:
         pids = {self._fleet.start(), self._fleet.start()}
         leader = self._until("a leader", lambda: self._db.leader())
         self._paper.event(f"replica {leader.replica} (pid {leader.pid}) is elected, term {leader.term}")
-        self._until("the stand-by", lambda: len([one for one in self._db.replicas() if one.alive]) == 2)
+        self._until("the stand-by", lambda: pids == {one.pid for one in self._db.replicas() if one.alive})
         self._paper.event("replica 2 stands by" if leader.replica == 1 else "replica 1 stands by")
         if leader.pid not in pids:
             raise DemoFailed("somebody else leads")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import psycopg
@@ -178,10 +179,9 @@ class Heart:
         dispatch = self._dispatch
         if self._resign_asked:
             self._resign_asked = False
-            self._contend_from = (
-                time.monotonic() + 2 * self._heartbeat_s
-            )  # any standby has it by then; with none, we go on
-            self._lease.resign()
+            # Any standby has it by then; with none, we go on.
+            self._contend_from = time.monotonic() + 2 * self._heartbeat_s
+            self._resign(conn)
             return
         dispatch.woken.clear()  # before the look: what is set from now on is looked at again
         if not self._lease.may_claim():
@@ -192,7 +192,7 @@ class Heart:
                 dispatch.stay_awake(conn)
         elif dispatch.room() <= 0:
             dispatch.rest_full(self._lease.beat_in())
-            dispatch.return_waiting(conn)
+            dispatch.return_stalled(conn)
         elif not dispatch.looked_everywhere:
             dispatch.read_again()
         elif dispatch.awake:
@@ -209,28 +209,29 @@ class Heart:
         self._dispatch.read_again()
 
     def _drain(self, conn: Connection) -> None:
-        self._lease.resign()
-        waiting = self._pool.take_waiting()
-        if waiting:
-            given_back: set[tuple[int, int]] = set()
-            try:
-                given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
-            finally:
-                self._pool.put_back([execution for execution in waiting if execution.key not in given_back])
-            self._inflight.remove([execution for execution in waiting if execution.key in given_back])
+        if self._lease.term is not None:
+            self._resign(conn)
+        if self._dispatch.return_waiting(conn):
             outcomes.wake_leader(conn, self._lease_number)
         self._wait(self._heartbeat_s)
+
+    def _resign(self, conn: Connection) -> None:
+        self._dispatch.end(conn)
+        self._lease.resign()
 
     def _give_back_unknown(self, conn: Connection) -> None:
         """Gives back what the database believes we run and we do not: claims whose answer was lost."""
         self._look_at_own = False
-        unknown = [key for key in claims.own_running(conn, self._replica) if key not in self._inflight]
-        if not unknown:
-            return
-        given_back = claims.release_jobs(conn, self._replica, unknown)
-        self._look_at_own = len(given_back) < len(unknown)  # somebody holds a row locked: again at the next turn
-        log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
-        outcomes.wake_leader(conn, self._lease_number)
+        rows = claims.own_running(conn, self._replica)
+        unknown = {(id, attempt): type for id, attempt, type in rows if (id, attempt) not in self._inflight}
+        if unknown:
+            given_back = claims.release_jobs(conn, self._replica, list(unknown))
+            log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
+            outcomes.wake_leader(conn, self._lease_number)
+            unknown = {key: type for key, type in unknown.items() if key not in given_back}
+        self._dispatch.unknown = Counter(unknown.values())  # somebody holds their rows locked: they count, and stay
+        if unknown:
+            self._look_at_own = True
 
     def _disarm_fence(self) -> None:
         if not self._striking:

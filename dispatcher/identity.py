@@ -64,19 +64,24 @@ def forget(process: Process) -> None:
         Path(process.lock_file.partition(":")[2]).unlink(missing_ok=True)
 
 
-def kill(process: Process) -> None:
-    """Kills a process of this host that is still exactly the one registered: frozen, most likely."""
+def kill(process: Process) -> bool:
+    """Kills a process of this host that is still exactly the one registered: frozen, most likely. True if it was there; it
+    may need a moment to be gone.
+    """
     if not _same_kernel(process) or process.start is None or not hasattr(os, "pidfd_open"):
-        return
+        return False
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
-        return
+        return False
     try:
-        if _start_time(process.pid) == process.start:  # looked at with the handle in hand: it cannot be another by now
+        # Looked at with the handle in hand: it cannot be another by now.
+        there = _start_time(process.pid) == process.start and not _is_zombie(process.pid)
+        if there:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return there
     except OSError:
-        pass
+        return False
     finally:
         os.close(fd)
 

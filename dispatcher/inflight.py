@@ -60,6 +60,7 @@ class InFlight:
         self._all: dict[tuple[int, int], Execution] = {}
         self._by_type: Counter[str] = Counter()
         self._by_claim: Counter[int] = Counter()
+        self._empty_claims: list[int] = []
         self.executing: dict[int, Execution] = {}
         """Executions whose thread is not back, by job id; written by the worker threads, one key each."""
 
@@ -70,17 +71,28 @@ class InFlight:
             self._by_type.update(execution.claimed.type for execution in executions)
             self._by_claim.update(execution.claimed.claim for execution in executions)
 
-    def remove(self, executions: Iterable[Execution]) -> list[int]:
-        """Lets settled executions go; returns the claims of which none is left."""
+    def remove(self, executions: Iterable[Execution]) -> None:
+        """Lets executions go whose rows are no longer running by us."""
         with self._lock:
             known = [execution for execution in executions if self._all.pop(execution.key, None) is not None]
             self._by_type.subtract(execution.claimed.type for execution in known)
             claims = Counter(execution.claimed.claim for execution in known)
             self._by_claim.subtract(claims)
-            emptied = [claim for claim in claims if not self._by_claim[claim]]
-            for claim in emptied:
-                del self._by_claim[claim]
-        return emptied
+            for claim in claims:
+                if not self._by_claim[claim]:
+                    del self._by_claim[claim]
+                    self._empty_claims.append(claim)
+
+    @property
+    def has_empty_claims(self) -> bool:
+        """True if there are claims of which nothing is in flight any more."""
+        return bool(self._empty_claims)
+
+    def take_empty_claims(self) -> list[int]:
+        """The claims of which nothing is in flight any more, each given once."""
+        with self._lock:
+            empty, self._empty_claims = self._empty_claims, []
+        return empty
 
     def find(self, job_ids: Iterable[int]) -> list[Execution]:
         """The executions of these jobs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -11,7 +11,8 @@ import psycopg
 from dispatcher.db import Connection, check_dsn, connect, first_line
 from dispatcher.errors import BY_SQLSTATE, DatabaseUnavailable, UnsafeTransaction
 from dispatcher.job import Job
-from dispatcher.outcome import encode
+from dispatcher.options import Options, encode_options, encode_payload
+from dispatcher.outcome import MAX_MESSAGE, encode, storable
 from dispatcher.sql import statement
 
 
@@ -27,7 +28,8 @@ class JobRuntime:
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """Hands the latest progress to whoever writes it."""
-        self.progress(job_id, attempt, percent, message)
+        # Made storable here, in the job's own thread: what the group could not write would be everybody's error.
+        self.progress(job_id, attempt, percent, None if message is None else storable(str(message))[:MAX_MESSAGE])
 
     def connect(self) -> Connection:
         """A connection for a job's own work: none of the daemon's settings, in a transaction as psycopg opens it."""
@@ -39,7 +41,11 @@ class JobRuntime:
 
     def enqueue(self, conn: Connection | None, type: str, payload: Any, options: dict[str, Any]) -> int:
         """Enqueues on `conn`, or on a connection kept for this."""
-        params = {"type": type, "payload": encode(payload), "options": encode(options)}
+        params = {
+            "type": type,
+            "payload": encode_payload(payload),
+            "options": encode_options(cast(Options, options)),
+        }
         if conn is not None:
             return _enqueue(conn, params)
         with self._lock:
@@ -49,7 +55,8 @@ class JobRuntime:
 
     def complete(self, conn: Connection, job: Job, result: Any) -> None:
         """Records success on the job's own connection; see Context.complete."""
-        self._in_transaction(conn, "complete_job", {"id": job.id, "attempt": job.attempt, "result": encode(result)})
+        encoded = None if result is None else encode(result)  # as for a result that is returned
+        self._in_transaction(conn, "complete_job", {"id": job.id, "attempt": job.attempt, "result": encoded})
 
     def checkpoint(self, conn: Connection, job: Job, value: Any) -> None:
         """Leaves a value on the job's own connection; see Context.checkpoint."""

@@ -90,9 +90,9 @@ def count_running(conn: Connection, owner: int) -> dict[str, int]:
     return dict(conn.execute(statement("count_running"), {"owner": owner}).fetchall())
 
 
-def own_running(conn: Connection, owner: int) -> list[tuple[int, int]]:
-    """(id, attempt) of what the database believes this owner to run."""
-    return [(id, attempt) for id, attempt in conn.execute(statement("own_running"), {"owner": owner})]
+def own_running(conn: Connection, owner: int) -> list[tuple[int, int, str]]:
+    """(id, attempt, type) of what the database believes this owner to run."""
+    return conn.execute(statement("own_running"), {"owner": owner}).fetchall()
 
 
 def release_jobs(conn: Connection, owner: int, attempts: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -20,7 +20,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import FINAL, State
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import JobError, Outcome
+from dispatcher.outcome import JobError, Outcome, storable
 from dispatcher.queries import outcomes as statements
 
 log = logging.getLogger("dispatcher.completer")
@@ -28,6 +28,7 @@ log = logging.getLogger("dispatcher.completer")
 MAX_GROUP = 1000
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
+MAX_PROGRESS_MESSAGE = 1000  # characters
 
 
 class Completer:
@@ -51,7 +52,6 @@ class Completer:
         self._clock = clock
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
         self._again: list[Execution] = []
-        self._empty_claims: list[int] = []
         self._progress: dict[tuple[int, int], tuple[float, str | None]] = {}
         self._timed_out: set[tuple[int, int]] = set()
         self._notes_lock = threading.Lock()
@@ -64,6 +64,8 @@ class Completer:
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """The latest progress wins; written in groups. Any thread."""
+        if message is not None:
+            message = storable(str(message))[:MAX_PROGRESS_MESSAGE]
         with self._notes_lock:
             first = not self._progress
             self._progress[job_id, attempt] = (percent, message)
@@ -88,7 +90,7 @@ class Completer:
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
         group, self._again = self._collect(), []
-        if not (group or self._progress or self._timed_out or self._empty_claims):
+        if not (group or self._progress or self._timed_out or self._inflight.has_empty_claims):
             return
         if self._conn is None:
             self._conn = patiently(self._open_session, stop=self._stop)
@@ -102,9 +104,8 @@ class Completer:
                 self._settle(self._conn, group)
                 self._metrics.settle_seconds.observe(self._clock() - began)
                 self._metrics.settle_size.observe(len(group))
-            elif self._empty_claims:  # at leisure only: nothing reads them but a takeover
-                statements.drop_claims(self._conn, self._empty_claims)
-                self._empty_claims = []
+            elif self._inflight.has_empty_claims:  # at leisure, since nothing reads them but a takeover
+                statements.drop_claims(self._conn, self._inflight.take_empty_claims())
         except psycopg.Error as exc:
             self._metrics.db_errors.inc()
             log.warning("the completer's session is lost: %s", first_line(exc))
@@ -139,7 +140,7 @@ class Completer:
             return BUSY_PAUSE_S
         if self._progress or self._timed_out:
             return max(0.0, min(1.0, self._notes_due - self._clock()))
-        return 0.01 if self._empty_claims else 1.0
+        return 0.01 if self._inflight.has_empty_claims else 1.0
 
     def _settle(self, conn: Connection, group: list[Execution]) -> None:
         final: list[Execution] = []
@@ -158,10 +159,7 @@ class Completer:
                 continue
             answered.append(execution)
             self._count(execution, recorded=execution.key in done)
-        self._empty_claims += self._inflight.remove(answered)
-        if len(self._empty_claims) > MAX_GROUP:
-            statements.drop_claims(conn, self._empty_claims)
-            self._empty_claims = []
+        self._inflight.remove(answered)
         self._settled(conn, bool(back))
 
     def _finish(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:

@@ -87,6 +87,8 @@ class Dispatch:
         self._lanes: dict[Lane, Cursor] = {}
         self._read_again_at = 0.0
         self._claimed_at = 0.0
+        self.unknown: Mapping[str, int] = {}
+        """Rows by type that say they run here although nothing does, and that could not be given back yet."""
         self.woken = threading.Event()
         """Set by whoever knows of work or of a free slot."""
         self.awake = False
@@ -168,7 +170,8 @@ class Dispatch:
         )
         overall = self._limits.get("*")
         if overall is not None:
-            room = min(room, overall - len(self._inflight) - sum(self._elsewhere.values()))
+            elsewhere = sum(self._elsewhere.values()) + sum(self.unknown.values())
+            room = min(room, overall - len(self._inflight) - elsewhere)
         return room
 
     def rest_full(self, timeout_s: float) -> None:
@@ -176,15 +179,24 @@ class Dispatch:
         self.woken.wait(min(timeout_s, 0.002) if self._pool.waiting else timeout_s)
         self._pool.nudge()
 
-    def return_waiting(self, conn: Connection) -> None:
+    def return_stalled(self, conn: Connection) -> None:
         """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
-        if not self._pool.stalled():
-            return
+        if self._pool.stalled():
+            self.return_waiting(conn)
+            self._read_again_at = 0.0
+
+    def return_waiting(self, conn: Connection) -> int:
+        """Gives back what no thread has taken yet; how many jobs."""
         waiting = self._pool.take_waiting()
-        given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
-        self._inflight.remove(execution for execution in waiting if execution.key in given_back)
-        self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
-        self._read_again_at = 0.0
+        if not waiting:
+            return 0
+        given_back: set[tuple[int, int]] = set()
+        try:
+            given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+        finally:  # locked by somebody, or the session is lost: ours still, so they run here
+            self._pool.submit([execution for execution in waiting if execution.key not in given_back])
+        self._inflight.remove([execution for execution in waiting if execution.key in given_back])
+        return len(given_back)
 
     def fall_asleep(self, conn: Connection) -> bool:
         """True where the leader may wait for a notification, after it has looked once more."""
@@ -195,6 +207,12 @@ class Dispatch:
             return True
         self.stay_awake(conn)
         return False
+
+    def end(self, conn: Connection) -> None:
+        """Before the lease is given away: enqueuers must notify whoever leads next."""
+        if self.awake:
+            self.awake = False
+            lease.doze(conn, self._lease_number)
 
     def stay_awake(self, conn: Connection) -> None:
         """Lets enqueuers know that they need not notify."""
@@ -213,7 +231,7 @@ class Dispatch:
         limit = self.limit(type)
         if limit is None:
             return MAX_CLAIM
-        return limit - self._inflight.running(type) - self._elsewhere.get(type, 0)
+        return limit - self._inflight.running(type) - self._elsewhere.get(type, 0) - self.unknown.get(type, 0)
 
     def _read_lanes(self, conn: Connection) -> None:
         began = self._clock()

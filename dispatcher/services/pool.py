@@ -15,11 +15,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import ValidationError
 
 from dispatcher.context import Context, Runtime
+from dispatcher.executor import Executor
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason, Job
 from dispatcher.outcome import JobError, Outcome, Raised, Returned, settle
@@ -72,11 +72,6 @@ class ThreadPool:
     def submit(self, executions: list[Execution]) -> None:
         """Queues jobs; threads are started as they are first needed."""
         self._last_start = self._clock()
-        self._waiting.extend(executions)
-        self._wake_one()
-
-    def put_back(self, executions: list[Execution]) -> None:
-        """Queues again what could not be given back."""
         self._waiting.extend(executions)
         self._wake_one()
 
@@ -154,14 +149,11 @@ class ThreadPool:
         claimed, spec = execution.claimed, execution.executor
         execution.started_at = self._last_start = self._clock()
         try:
-            payload = json.loads(claimed.payload)
-            if spec.payload is not None:
-                payload = spec.payload.model_validate(payload)
-        except ValidationError as exc:
-            execution.outcome = Outcome.failed(_job(claimed, None), JobError("payload", explain_misfit(exc)))
+            job = _job(claimed, spec)
+        except Exception as exc:  # noqa: BLE001 - a model's own validators may raise anything
+            execution.outcome = Outcome.failed(_bare(claimed), JobError("payload", explain_misfit(exc)))
             self._end(execution)
             return
-        job = _job(claimed, payload)
         timeout_s = claimed.timeout_s or spec.timeout_s or self._job_timeout_s
         ctx = Context(job, timeout_s=timeout_s, runtime=self._runtime, clock=self._clock)
         execution.ctx = ctx
@@ -178,18 +170,34 @@ class ThreadPool:
         if ctx.completed:
             # The row knows. If it still says running, the transaction that was to complete it did not commit.
             ending = Raised(UncommittedCompletion("ctx.complete was called, but its transaction did not commit"))
-        execution.outcome = settle(
-            job, ending, ctx.canceled, policy=spec.retry, max_attempts=claimed.max_attempts, chance=self._chance(),
-            stack=execution.stack,
-        )  # fmt: skip
+        execution.outcome = self._settle(execution, job, ending, ctx.canceled)
         self._end(execution)
+
+    def _settle(
+        self, execution: Execution, job: Job, ending: Returned | Raised, reason: CancelReason | None
+    ) -> Outcome:
+        try:
+            return settle(
+                job,
+                ending,
+                reason,
+                policy=execution.executor.retry,
+                max_attempts=execution.claimed.max_attempts,
+                chance=self._chance(),
+                stack=execution.stack,
+            )
+        except Exception as exc:  # noqa: BLE001 - an exception that cannot be printed, a result that fights its encoding
+            return Outcome.failed(job, JobError("result", f"the outcome cannot be recorded: {type(exc).__name__}"))
 
     def _end(self, execution: Execution) -> None:
         execution.ended_at = self._clock()
         self._ended(execution)
 
 
-def _job(claimed: Claimed, payload: Any) -> Job:
+def _job(claimed: Claimed, spec: Executor) -> Job:
+    payload = json.loads(claimed.payload)
+    if spec.payload is not None:
+        payload = spec.payload.model_validate(payload)
     checkpoint = None if claimed.checkpoint is None else json.loads(claimed.checkpoint)
     return Job(
         claimed.id,
@@ -204,12 +212,21 @@ def _job(claimed: Claimed, payload: Any) -> Job:
     )
 
 
+def _bare(claimed: Claimed) -> Job:
+    """The job without what could not be read."""
+    return Job(
+        claimed.id, claimed.type, None, None, claimed.priority, claimed.attempt, claimed.failures, claimed.created_at
+    )
+
+
 class UncommittedCompletion(Exception):
     """The executor called ctx.complete and returned without a commit."""
 
 
-def explain_misfit(exc: ValidationError) -> str:
+def explain_misfit(exc: Exception) -> str:
     """Which fields of a payload do not fit its model, and why."""
+    if not isinstance(exc, ValidationError):
+        return f"the payload cannot be read: {type(exc).__name__}"
     parts = []
     for error in exc.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in error["loc"])

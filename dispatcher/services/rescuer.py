@@ -88,14 +88,17 @@ class Rescuer:
             self._conn = patiently(self._open_session, stop=self._stop)
             if self._conn is None:
                 return
+        # An absence began before the answer and lasts until the next question: a slow answer must not stretch it.
         conn, now = self._conn, self._clock()
+        seen = replicas.list_replicas(conn, self._lease_number)
+        answered = self._clock()
         absent: dict[int, tuple[int, float]] = {}
-        for replica in replicas.list_replicas(conn, self._lease_number):
+        for replica in seen:
             if replica.present or replica.id == self._replica:
                 continue
-            incarnation, since = self._absent.get(replica.id, (replica.incarnation, now))
+            incarnation, since = self._absent.get(replica.id, (replica.incarnation, answered))
             if incarnation != replica.incarnation:  # it came back and went again between two looks
-                since = now
+                since = answered
             absent[replica.id] = (replica.incarnation, since)
             if self._leading() and (reason := self._gone(replica, now - since)) and self._rescue(conn, replica, reason):
                 del absent[replica.id]
@@ -116,8 +119,8 @@ class Rescuer:
             return "dead"
         if absent_s < self._orphan_after_s:
             return None
-        identity.kill(replica.process)  # it should have ended itself by now; on this host we can see to it
-        return "vanished"
+        # It should have ended itself by now; on this host we can see to it, and see it gone before its jobs are taken.
+        return None if identity.kill(replica.process) else "vanished"
 
     def _rescue(self, conn: Connection, replica: Replica, reason: str) -> bool:
         """Writes each orphan's outcome; True once the replica has none left and is removed."""

@@ -70,7 +70,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=_positive, default=Size().jobs, help="jobs to drain and to enqueue")
     parser.add_argument("--rounds", type=_positive, default=3, help="the median of so many is told")
     parser.add_argument("--only", type=_names, default=list(SCENARIOS), metavar="NAME,...", help=", ".join(SCENARIOS))
-    parser.add_argument("--dsn", help="a server to measure instead of one of our own; databases are made and dropped in it")
+    parser.add_argument(
+        "--dsn", help="a server to measure instead of one of our own; databases are made and dropped in it"
+    )
     return parser.parse_args(arguments)
 
 

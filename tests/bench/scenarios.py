@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -76,7 +77,7 @@ def failover(stage: Stage, size: Size) -> Measures:
     stage.start_replica()
     times_ms = []
     for n in range(size.kills):
-        pid = stage.lead(alive=2)
+        pid = stage.lead()
         _mark_and_wait(stage, 2 * n)
         leader = stage.find(pid)
         leader.send_signal(signal.SIGSTOP)  # for an instant, so that it is not the one who claims what comes now
@@ -111,7 +112,7 @@ def idle(stage: Stage, size: Size) -> Measures:
     cpu, alone = _watch(stage, leader.pid, size.idle_s)
     measures = {"leader_transactions": (alone, "1/s"), "leader_cpu": (cpu, "%")}
     standby = stage.start_replica()
-    stage.lead(alive=2)
+    stage.lead()
     cpu, both = _watch(stage, standby.pid, size.idle_s)
     return measures | {"standby_transactions": (max(0.0, both - alone), "1/s"), "standby_cpu": (cpu, "%")}
 
@@ -128,7 +129,7 @@ SCENARIOS: dict[str, Callable[[Stage, Size], Measures]] = {
 def percentile(values: list[float], percent: float) -> float:
     """The smallest value that at least so many percent do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1).__int__()]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def _percentiles(values: list[float], unit: str, percents: tuple[int, ...]) -> Measures:

@@ -59,9 +59,11 @@ class Stage:
         self._replicas.append(replica)
         return replica
 
-    def lead(self, *, alive: int = 1) -> int:
-        """Waits until so many replicas are up and one of them leads; its process id."""
-        self.until("replicas", lambda: len([one for one in self.client.replicas() if one.alive]) >= alive)
+    def lead(self) -> int:
+        """Waits until all replicas that were started are up and one of them leads; its process id."""
+        pids = {replica.pid for replica in self._replicas if replica.poll() is None}
+        # By process id: a replica that was killed shows as alive while the rescuer holds its lock.
+        self.until("replicas", lambda: pids <= {one.pid for one in self.client.replicas() if one.alive})
         leader = self.until("a leader", lambda: self.client.leader())
         assert leader.pid is not None
         return leader.pid

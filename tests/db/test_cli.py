@@ -426,15 +426,22 @@ def replica(dsn: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         ]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
         started.append(process)
-        assert process.stderr is not None
-        while "dispatcher.daemon: started" not in (line := process.stderr.readline()):
-            assert line, "the replica ended"
+        wait_for(process, "dispatcher.daemon: started")
         return process
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Reads standard error until a line has `text`."""
+    assert process.stderr is not None
+    seen = ""
+    while text not in (line := process.stderr.readline()):
+        seen += line
+        assert line, f"it ended: {seen}"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -537,8 +544,7 @@ def test_dev_needs_nothing_and_leaves_nothing() -> None:
         export = dev.stdout.readline()
         assert export.startswith("export DISPATCHER_DSN=")
         dsn = export.removeprefix("export DISPATCHER_DSN=").strip().strip("'")
-        while "dispatcher.daemon: started" not in (line := dev.stderr.readline()):
-            assert line, "dev ended"
+        wait_for(dev, "dispatcher.daemon: started")
         done = call("enqueue", "hello", "--wait", "--json", "--dsn", dsn)
         assert json.loads(done.stdout)["result"] == {"greeting": "Hello, world!"}
         dev.send_signal(signal.SIGINT)

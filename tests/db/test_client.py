@@ -344,6 +344,17 @@ def test_lost_connection_is_replaced(client: Client, conn: psycopg.Connection[An
     assert count(conn) == 2
 
 
+def test_nothing_stays_in_the_session_that_a_pooler_would_hand_to_another(client: Client) -> None:
+    for _ in range(10):
+        client.enqueue("any", priority=1, delay=1)
+        client.enqueue_many("any", [{}] * 3)
+        client.list()
+    assert client._conn is not None
+    assert client._conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+    changed = client._conn.execute("select name from pg_settings where source = 'session' and name <> 'search_path'")
+    assert changed.fetchall() == []
+
+
 def test_threads_share_one_client(client: Client, conn: psycopg.Connection[Any]) -> None:
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda n: client.enqueue("any", {"n": n}), range(200)))

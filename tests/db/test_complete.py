@@ -97,9 +97,7 @@ def test_autocommit_is_refused(dsn: str, conn: Connection, ctx: Context, verb: s
     assert not ctx.completed
 
 
-def test_transaction_block_on_an_autocommit_connection_will_do(
-    dsn: str, conn: Connection, ctx: Context
-) -> None:
+def test_transaction_block_on_an_autocommit_connection_will_do(dsn: str, conn: Connection, ctx: Context) -> None:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as own, own.transaction():
         own.execute("insert into effect values (1)")
         ctx.complete(own, 1)
@@ -138,9 +136,7 @@ def test_other_database_is_refused(
     ["attempt = 2", "state = 'pending'", "state = 'canceled'"],
     ids=["claimed anew", "given back", "ended"],
 )
-def test_lost_attempt_raises_and_nothing_stays(
-    conn: Connection, ctx: Context, verb: str, loss: str
-) -> None:
+def test_lost_attempt_raises_and_nothing_stays(conn: Connection, ctx: Context, verb: str, loss: str) -> None:
     conn.execute(f"update dispatcher.job set {loss}".encode())
     with ctx.connect() as own:
         own.execute("insert into effect values (1)")

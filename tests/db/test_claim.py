@@ -1,0 +1,509 @@
+"""Claims: order, limits and locks, with a pool that only collects."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from dispatcher.db import Connection
+from dispatcher.executor import Executor, Registry
+from dispatcher.inflight import Execution, InFlight
+from dispatcher.metrics import Metrics
+from dispatcher.queries import claims
+from dispatcher.services import dispatch as dispatch_module
+from dispatcher.services.dispatch import Dispatch
+from tests.db.running import (
+    OWNER,
+    TERM,
+    Settling,
+    claim,
+    enqueue,
+    execution,
+    nothing,
+    open_transaction,
+    publish,
+    session,
+    state,
+    until,
+    value,
+)
+
+A = Executor("a", nothing, "tests.a")
+B = Executor("b", nothing, "tests.b")
+LIMITED = Executor("limited", nothing, "tests.limited", limit=3)
+
+
+class Collector:
+    """Where claimed jobs go."""
+
+    def __init__(self, threads: int = 100) -> None:
+        self.threads = threads
+        self.taken: list[Execution] = []
+        self.waiting = 0
+
+    def rate(self) -> float:
+        return 0.0
+
+    def nudge(self) -> None:
+        pass
+
+    def stalled(self) -> bool:
+        return False
+
+    def submit(self, executions: list[Execution]) -> None:
+        self.taken += executions
+
+    def take_waiting(self) -> list[Execution]:
+        return []
+
+
+class Leading:
+    """A dispatch in its term, with a clock that a test turns; what it claims executes at once, until a test ends it."""
+
+    def __init__(self, conn: Connection, *, threads: int = 100, owner: int = OWNER) -> None:
+        self.conn = conn
+        self.pool = Collector(threads)
+        self.inflight = InFlight()
+        self.now = 1000.0
+        self.dispatch = Dispatch(
+            replica=owner,
+            lease_number=1,
+            registry=Registry([A, B, LIMITED]),
+            inflight=self.inflight,
+            pool=self.pool,
+            before_run=lambda: None,
+            metrics=Metrics(),
+            clock=lambda: self.now,
+        )
+        self.dispatch.begin(conn, TERM)
+
+    def round(self) -> list[int]:
+        """The ids that one round claims."""
+        before = len(self.pool.taken)
+        claimed = self.dispatch.step(self.conn)
+        taken = self.pool.taken[before:]
+        assert len(taken) == claimed
+        self.inflight.executing.update((each.claimed.id, each) for each in taken)
+        return [each.claimed.id for each in taken]
+
+    def rounds(self) -> list[int]:
+        """The ids that it claims until it has looked everywhere in vain, as the heart does it."""
+        ids: list[int] = []
+        for _ in range(100):
+            if claimed := self.round():
+                ids += claimed
+            elif self.dispatch.room() <= 0 or self.dispatch.looked_everywhere:
+                return ids
+            else:
+                self.dispatch.read_again()
+        raise AssertionError("it does not come to rest")
+
+    def end(self, ids: list[int]) -> None:
+        """These are settled."""
+        self.conn.execute(
+            "update dispatcher.job set state = 'succeeded', finished_at = now() where id = any(%s)", (ids,)
+        )
+        gone = [taken for taken in self.pool.taken if taken.claimed.id in ids]
+        self.inflight.remove(gone)
+        for id in ids:
+            self.inflight.executing.pop(id, None)
+
+
+@pytest.fixture
+def lease(dsn: str, conn: Connection) -> Iterator[Connection]:
+    publish(conn, A, B, LIMITED, Executor("foreign", nothing, "elsewhere"))
+    with session(dsn) as claiming:
+        yield claiming
+
+
+@pytest.fixture
+def leading(lease: Connection) -> Leading:
+    return Leading(lease)
+
+
+def test_priority_then_age(conn: Connection, leading: Leading) -> None:
+    leading.pool.threads = 1
+    last, first, second = enqueue(conn, "a", priority=5), enqueue(conn, "a", priority=-5), enqueue(conn, "a")
+    third = enqueue(conn, "a")
+    order = []
+    for _ in range(4):
+        (id,) = leading.rounds()
+        order.append(id)
+        leading.end([id])
+    assert order == [first, second, third, last]
+
+
+def test_priority_goes_over_the_border_of_lanes(conn: Connection, leading: Leading) -> None:
+    leading.pool.threads = 2
+    for _ in range(5):
+        enqueue(conn, "a", tenant="x", priority=5)
+    urgent = [enqueue(conn, "b", tenant="y", priority=1), enqueue(conn, "a", tenant="z", priority=2)]
+    assert sorted(leading.rounds()) == sorted(urgent)
+
+
+def test_tenants_take_turns(conn: Connection, leading: Leading) -> None:
+    big = [enqueue(conn, "a", tenant="big") for _ in range(20)]
+    small = [enqueue(conn, "a", tenant="small") for _ in range(3)]
+    leading.pool.threads = 6
+    assert sorted(leading.rounds()) == sorted(big[:3] + small)
+
+
+def test_type_that_is_not_registered_is_never_claimed(conn: Connection, leading: Leading) -> None:
+    foreign = enqueue(conn, "foreign")
+    known = enqueue(conn, "a")
+    assert leading.rounds() == [known]
+    assert state(conn, foreign) == "pending"
+
+
+def test_claim_numbers_the_attempt_and_names_the_owner(conn: Connection, leading: Leading) -> None:
+    id = enqueue(conn, "a", {"n": 1})
+    leading.rounds()
+    (taken,) = leading.pool.taken
+    row = conn.execute("select attempt, owner, state, started_at is not null from dispatcher.job").fetchone()
+    assert row == (1, OWNER, "running", True)
+    assert (taken.claimed.id, taken.claimed.attempt, taken.claimed.payload) == (id, 1, '{"n": 1}')
+    assert 0 <= taken.claimed.waited_s < 10
+
+
+@pytest.mark.parametrize(
+    "lock", ["select dispatcher.cancel({})", "select from dispatcher.job where id = {} for update"]
+)
+def test_row_locked_by_an_open_transaction_is_passed_by(
+    dsn: str, conn: Connection, leading: Leading, lock: str
+) -> None:
+    ids = [enqueue(conn, "a") for _ in range(4)]
+    with open_transaction(dsn, lock.format(ids[0])):
+        assert leading.rounds() == ids[1:]
+    leading.dispatch.read_again()
+    assert leading.rounds() == ids[:1]  # rolled back: it is claimed after all
+
+
+def test_locked_front_of_one_lane_does_not_starve_the_others(
+    dsn: str, conn: Connection, leading: Leading
+) -> None:
+    """One free thread, and the best job of all is locked by somebody: the others must run meanwhile."""
+    locked = enqueue(conn, "a", priority=-10)
+    ids = [enqueue(conn, "b") for _ in range(3)]
+    leading.pool.threads = 1
+    with open_transaction(dsn, f"select from dispatcher.job where id = {locked} for update"):
+        for id in ids:
+            assert leading.rounds() == [id]
+            leading.end([id])
+            leading.dispatch.read_again()
+
+
+def test_foreign_key_s_lock_hides_nothing(dsn: str, conn: Connection, leading: Leading) -> None:
+    """A table of the user's that refers to a job locks its row FOR KEY SHARE until the user commits."""
+    id = enqueue(conn, "a")
+    conn.execute("create table note (job bigint references dispatcher.job (id))")
+    with open_transaction(dsn, f"insert into note values ({id})"):
+        assert leading.rounds() == [id]
+        with open_transaction(dsn, f"insert into note values ({id})"):
+            settling = Settling(dsn)
+            settling.settle(execution(leading.pool.taken[0].claimed))
+            assert state(conn, id) == "succeeded"
+            settling.completer.close()
+
+
+# -- the cursor -----------------------------------------------------------------------------------------------------
+
+
+def burst(conn: Connection, leading: Leading) -> list[int]:
+    """Claims two of four, so that the lane's cursor stands behind the second."""
+    leading.pool.threads = 2
+    ids = [enqueue(conn, "a") for _ in range(4)]
+    assert leading.round() == ids[:2]
+    leading.end(ids[:2])
+    return ids
+
+
+def test_cursor_starts_behind_what_was_claimed(conn: Connection, leading: Leading) -> None:
+    ids = burst(conn, leading)
+    assert leading.round() == ids[2:]
+    assert not leading.dispatch.looked_everywhere
+
+
+@pytest.mark.parametrize("how", ["better priority", "committed late", "retried"])
+def test_cursor_hides_nothing_for_longer_than_its_bound(
+    dsn: str, conn: Connection, leading: Leading, how: str
+) -> None:
+    retried = enqueue(conn, "a", run_at="2100-01-01T00:00:00Z")
+    with open_transaction(dsn, "select dispatcher.enqueue('a')") as late:
+        ids = burst(conn, leading)
+        match how:
+            case "better priority":
+                hidden = enqueue(conn, "a", priority=-1)
+            case "committed late":
+                late.commit()
+                hidden = retried + 1
+            case _:
+                hidden = retried
+                assert value(conn, "select dispatcher.retry(%s)", hidden) == "pending"
+    leading.pool.threads = 1
+    assert leading.round() == [ids[2]]  # within the burst the cursor may pass it by
+    leading.end([ids[2]])
+    leading.now += dispatch_module.READ_AGAIN_S * 1.01  # here no time passes by itself, so a read takes none
+    assert leading.round() == [hidden]
+
+
+def test_lane_with_nothing_behind_its_cursor_is_read_anew_before_rest(
+    conn: Connection, leading: Leading
+) -> None:
+    burst(conn, leading)
+    leading.end(leading.round())
+    leading.pool.threads = 2
+    hidden = enqueue(conn, "a", priority=-7)
+    assert leading.rounds() == [hidden]
+
+
+def test_next_term_begins_without_cursors(conn: Connection, leading: Leading) -> None:
+    ids = burst(conn, leading)
+    hidden = enqueue(conn, "a", priority=-1)
+    leading.dispatch.begin(leading.conn, TERM + 1)
+    leading.pool.threads = 3
+    assert sorted(leading.round()) == sorted([hidden, *ids[2:]])
+    terms = [term for (term,) in conn.execute("select term from dispatcher.claim order by id")]
+    assert terms == [TERM, TERM + 1]
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------
+
+
+def running(conn: Connection) -> Counter[str]:
+    return Counter(type for (type,) in conn.execute("select type from dispatcher.job where state = 'running'"))
+
+
+def test_limit_of_a_type_holds_over_its_tenants(conn: Connection, leading: Leading) -> None:
+    for tenant in "uvwxyz":
+        for _ in range(3):
+            enqueue(conn, "limited", tenant=tenant)
+    seen = []
+    for _ in range(6):
+        ids = leading.rounds()
+        assert running(conn)["limited"] <= 3
+        seen += ids
+        leading.end(ids)
+    assert len(seen) == len(set(seen)) == 18
+
+
+def test_limit_leaves_the_other_types_their_threads(conn: Connection, leading: Leading) -> None:
+    for _ in range(50):
+        enqueue(conn, "limited", priority=-5)
+    others = [enqueue(conn, "a", priority=5) for _ in range(50)]
+    leading.pool.threads = 20
+    ids = leading.rounds()
+    assert running(conn) == {"limited": 3, "a": 17}
+    assert set(ids) & set(others) == set(others[:17])
+
+
+def test_limit_over_all_types(conn: Connection, leading: Leading) -> None:
+    leading.dispatch.set_limits({"*": 5})
+    for _ in range(10):
+        enqueue(conn, "a")
+        enqueue(conn, "b")
+    ids = leading.rounds()
+    assert running(conn).total() == 5
+    assert leading.rounds() == []
+    leading.end(ids[:2])
+    leading.rounds()
+    assert running(conn).total() == 5
+
+
+def test_limits_change_at_run_time(conn: Connection, leading: Leading) -> None:
+    for _ in range(20):
+        enqueue(conn, "limited")
+    assert len(leading.rounds()) == 3
+    leading.dispatch.set_limits({"limited": 7})
+    assert leading.dispatch.woken.is_set()
+    assert len(leading.rounds()) == 4
+    leading.dispatch.set_limits({"limited": 2})
+    leading.end([taken.claimed.id for taken in leading.pool.taken[:3]])
+    assert leading.rounds() == []  # four still run
+    leading.dispatch.set_limits({"limited": 0})
+    leading.end([taken.claimed.id for taken in leading.pool.taken])
+    assert leading.rounds() == []
+    leading.dispatch.set_limits({})
+    assert len(leading.rounds()) == 3
+
+
+def test_rows_that_run_elsewhere_are_counted(conn: Connection, lease: Connection) -> None:
+    """A former leader drains: its rows count, until they end, and are not counted twice."""
+    for _ in range(10):
+        enqueue(conn, "limited")
+    old = claim(lease, "limited", take=2, owner=2)
+    leading = Leading(lease)
+    assert len(leading.rounds()) == 1
+    assert leading.rounds() == []
+    conn.execute("update dispatcher.job set state = 'succeeded' where id = %s", (old[0].id,))
+    leading.dispatch.heard()  # the old one notifies as it settles
+    assert len(leading.rounds()) == 1
+    conn.execute("update dispatcher.job set state = 'failed' where id = %s", (old[1].id,))
+    leading.now += dispatch_module.READ_AGAIN_S * 1.01  # without a word, it is counted again soon
+    assert len(leading.rounds()) == 1
+    assert running(conn)["limited"] == 3
+    leading.now += 1
+    assert leading.rounds() == []
+
+
+def test_rows_that_run_elsewhere_count_against_all(conn: Connection, lease: Connection) -> None:
+    for _ in range(10):
+        enqueue(conn, "a")
+        enqueue(conn, "b")
+    claim(lease, "a", take=3, owner=2)
+    leading = Leading(lease)
+    leading.dispatch.set_limits({"*": 4})
+    assert len(leading.rounds()) == 1
+
+
+def test_own_rows_of_an_earlier_term_are_counted_once(conn: Connection, leading: Leading) -> None:
+    for _ in range(10):
+        enqueue(conn, "limited")
+    leading.rounds()
+    leading.dispatch.begin(leading.conn, TERM + 1)
+    assert leading.rounds() == []
+    leading.end([taken.claimed.id for taken in leading.pool.taken])
+    assert len(leading.rounds()) == 3
+
+
+# -- the list of where running rows are ---------------------------------------------------------------------------------
+
+
+def unnamed(conn: psycopg.Connection[Any]) -> int:
+    """Running rows that no claim of their owner names."""
+    return int(
+        value(
+            conn,
+            """select count(*) from dispatcher.job j where j.state = 'running' and not exists (
+                   select from dispatcher.claim c where c.owner = j.owner and j.id = any(c.job_ids))""",
+        )
+    )
+
+
+def test_claims_name_every_running_row_at_every_instant(dsn: str, conn: Connection, lease: Connection) -> None:
+    """Claims, outcomes, retries and the tidying of lists go on while another session looks again and again."""
+    stop, looks, wrong = threading.Event(), itertools.count(), []
+
+    def look() -> None:
+        with psycopg.connect(dsn, autocommit=True) as own:
+            while not stop.is_set():
+                next(looks)
+                if n := unnamed(own):
+                    wrong.append(n)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    settling, left = Settling(dsn), []
+    for n in range(60):
+        for _ in range(5):
+            enqueue(conn, "a")
+        *ended, slow = map(execution, claim(lease, "a"))
+        settling.put(*ended)
+        settling.inflight.add([slow])
+        left.append(slow)
+        if n % 3 == 0:
+            for each in left:
+                settling.completer.put(each)
+            left.clear()
+        settling.completer.step()
+        settling.completer.wake()
+        settling.completer.step()  # tidies
+        if n % 10 == 9:
+            conn.execute("update dispatcher.job set state = 'pending' where state = 'running'")
+    stop.set()
+    watcher.join()
+    settling.completer.close()
+    assert not wrong
+    assert next(looks) > 20
+    assert value(conn, "select count(*) from dispatcher.claim") < 60  # they are tidied
+
+
+def test_only_the_owner_s_own_rows_are_given_back(conn: Connection, lease: Connection) -> None:
+    ids = [enqueue(conn, "a") for _ in range(3)]
+    first, second, third = claim(lease, "a")
+    conn.execute("update dispatcher.job set owner = 2, attempt = 2 where id = %s", (ids[1],))
+    assert claims.own_running(lease, OWNER) == [(ids[0], 1, "a"), (ids[2], 1, "a")]
+    keys = [(c.id, c.attempt) for c in (first, second, third)]
+    assert claims.release_jobs(lease, OWNER, keys) == {keys[0], keys[2]}
+    assert [state(conn, id) for id in ids] == ["pending", "running", "pending"]
+    assert claims.own_running(lease, OWNER) == []
+
+
+def test_given_back_job_that_somebody_canceled_is_canceled(conn: Connection, lease: Connection) -> None:
+    id = enqueue(conn, "a")
+    claim(lease, "a")
+    assert value(conn, "select dispatcher.cancel(%s)", id) == "running"
+    assert claims.release_jobs(lease, OWNER, [(id, 1)]) == {(id, 1)}
+    assert state(conn, id) == "canceled"
+
+
+# -- races ----------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: Connection) -> None:
+    """Whatever cancel answered is what became of the job: canceled and never claimed, or running and asked to stop."""
+    ids = [enqueue(conn, "a") for _ in range(300)]
+    answers: dict[int, str] = {}
+    go = threading.Barrier(3)
+
+    def cancel(mine: list[int]) -> None:
+        with psycopg.connect(dsn, autocommit=True) as own:
+            go.wait()
+            for id in mine:
+                answers[id] = value(own, "select dispatcher.cancel(%s)", id)
+
+    threads = [threading.Thread(target=cancel, args=(part,)) for part in (ids[::2], ids[1::2][::-1])]
+    for thread in threads:
+        thread.start()
+    go.wait()
+    claimed: set[int] = set()
+    while any(thread.is_alive() for thread in threads):
+        claimed |= {c.id for c in claim(lease, "a", take=7)}
+    for thread in threads:
+        thread.join()
+    claimed |= {c.id for c in claim(lease, "a")}
+    assert claimed == {id for id, answer in answers.items() if answer == "running"}
+    assert set(answers.values()) <= {"running", "canceled"}
+    asked = {id for (id,) in conn.execute("select id from dispatcher.job where cancel_requested")}
+    assert asked == claimed
+    assert value(conn, "select count(*) from dispatcher.job where state = 'canceled'") == 300 - len(claimed)
+
+
+def test_two_claimers_never_share_a_job(dsn: str, conn: Connection) -> None:
+    """The lease forbids it; should it happen all the same, the rows do too."""
+    publish(conn, A)
+    conn.execute("select dispatcher.enqueue_many('a', array_fill('{}'::jsonb, array[600]))")
+    got: list[list[int]] = [[], []]
+
+    def work(n: int) -> None:
+        with session(dsn) as own:
+            while rows := claim(own, "a", take=13, owner=n + 1):
+                got[n] += [row.id for row in rows]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got[0]) + len(got[1]) == len(set(got[0]) | set(got[1])) == 600
+    assert unnamed(conn) == 0
+
+
+def test_uncommitted_claim_of_an_ended_session_is_no_claim(dsn: str, conn: Connection, lease: Connection) -> None:
+    id = enqueue(conn, "a")
+    with lease.transaction():
+        assert claim(lease, "a")
+        conn.execute("select pg_terminate_backend(%s)", (lease.info.backend_pid,))
+        with pytest.raises(psycopg.OperationalError):
+            lease.execute("select 1")
+        lease.close()
+    until(lambda: not value(conn, "select count(*) from pg_locks where relation = 'dispatcher.job'::regclass"))
+    assert state(conn, id) == "pending"
+    assert value(conn, "select attempt from dispatcher.job") == 0
+
+

@@ -1,0 +1,43 @@
+"""The bench works: each scenario once, far too small to mean anything."""
+
+import json
+
+import pytest
+
+from dispatcher.embedded import EmbeddedPostgres
+from tests.bench.__main__ import main, play, summarize
+from tests.bench.scenarios import SCENARIOS, Size
+
+pytestmark = pytest.mark.system
+
+TINY = Size(jobs=300, singles=20, pickups=10, kills=1, idle_s=0.5)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario_measures_something(server: EmbeddedPostgres, name: str) -> None:
+    measures = play(name, server.dsn, TINY)
+    assert measures
+    if name != "idle":
+        assert all(value > 0 for value, _ in measures.values())
+
+
+def test_output_is_json_lines_with_versions(server: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--jobs", "200", "--rounds", "1", "--only", "drain", "--dsn", server.dsn]
+    assert main(arguments) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["measure"] for line in lines] == [
+        "jobs_per_second",
+        "floor_jobs_per_second",
+        "share_of_floor",
+    ]
+    assert lines[0].keys() >= {"scenario", "value", "unit", "dispatcher", "postgresql", "python"}
+
+
+def test_a_database_that_cannot_be_reached_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dsn", "host=/nonexistent", "--only", "drain"]) == 1
+    assert capsys.readouterr().err.startswith("bench: ")
+
+
+def test_the_median_of_the_rounds_is_told_with_its_range() -> None:
+    (line,) = summarize("drain", [{"rate": (value, "1/s")} for value in (5.0, 1.0, 3.0)])
+    assert (line["value"], line["min"], line["max"], line["rounds"]) == (3.0, 1.0, 5.0, 3)
