@@ -96,7 +96,7 @@ class Demo:
 
     def _elect(self) -> int:
         pids = {self._fleet.start(), self._fleet.start()}
-        leader = self._until("a leader", lambda: self._db.leader())
+        leader = self._until("a leader", self._db.leader)
         self._paper.event(f"replica {leader.replica} (pid {leader.pid}) is elected, term {leader.term}")
         self._until("the stand-by", lambda: pids == {one.pid for one in self._db.replicas() if one.alive})
         self._paper.event("replica 2 stands by" if leader.replica == 1 else "replica 1 stands by")
@@ -127,7 +127,7 @@ class Demo:
             "the stand-by's first job", lambda: [run for run in read_runs(self._events) if run.pid != leader]
         )
         first_ms = (runs[0].start - killed) * 1000
-        heir = self._until("the new leader", lambda: self._db.leader())
+        heir = self._until("the new leader", self._db.leader)
         self._paper.event(
             f"replica {heir.replica} leads, term {heir.term}: its first claim ran {first_ms:.0f} ms after the kill"
         )

@@ -41,6 +41,8 @@ class Partial:
 class Retry(Exception):
     """Raise to fail this try and choose the pause before the next one yourself; counts as a failure."""
 
+    after_s = 0.0  # for a child class that does not call ours
+
     def __init__(self, after: float | timedelta, message: str = "retry asked for by the executor") -> None:
         super().__init__(message)
         self.after_s = after.total_seconds() if isinstance(after, timedelta) else float(after)
@@ -48,6 +50,8 @@ class Retry(Exception):
 
 class Snooze(Exception):
     """Raise to run again later; counts as no failure."""
+
+    after_s = 0.0
 
     def __init__(self, after: float | timedelta) -> None:
         super().__init__("snooze")

@@ -140,10 +140,10 @@ def settle(
         case Raised(error=Snooze() as snooze):
             return Outcome.snooze(job, snooze.after_s)
         case Raised(error=Retry() as retry):
-            error = JobError("retry", str(retry))
+            error = JobError("retry", _text(retry))
             return _failure(job, error, policy, max_attempts, chance, after=retry.after_s)
         case Raised(error=Fail() as fail):
-            return Outcome.failed(job, JobError("fail", str(fail) or "failed", _cause(fail)))
+            return Outcome.failed(job, JobError("fail", _text(fail) or "failed", _cause(fail)))
         case Raised(error=exc):
             return _failure(job, describe(exc), policy, max_attempts, chance)
 
@@ -155,7 +155,7 @@ def crashed(job: Job, *, policy: RetryPolicy, max_attempts: int | None, chance: 
 
 def describe(exc: BaseException) -> JobError:
     """An exception as an entry of `errors`."""
-    text = str(exc)
+    text = _text(exc)
     message = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     return JobError("exception", message, "".join(traceback.format_exception(exc, limit=-30)))
 
@@ -193,19 +193,26 @@ def _failure(
     return Outcome.retry(job, policy.backoff.delay_s(failures, chance) if after is None else after, error)
 
 
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - code of the executor's: what it raises here must not cost the worker its thread
+        return f"{type(exc).__name__}, whose text cannot be read"
+
+
 def _succeeded(job: Job, value: Any) -> Outcome:
     try:
         return Outcome.succeeded(job, None if value is None else encode(value))
-    except (TypeError, ValueError) as exc:
-        return Outcome.failed(job, JobError("result", f"the result is not JSON: {exc}"))
+    except Exception as exc:  # noqa: BLE001 - the value's own methods may run, and raise what they like
+        return Outcome.failed(job, JobError("result", f"the result is not JSON: {_text(exc)}"))
 
 
 def _partial(job: Job, result: Any, errors: list[dict[str, Any]]) -> Outcome:
     try:
-        entries = [{"kind": "item", **entry, "message": str(entry.get("message", ""))} for entry in errors]
+        entries = [{"kind": "item", **entry, "message": storable(str(entry.get("message", "")))} for entry in errors]
         return Outcome.partial(job, None if result is None else encode(result), encode(entries))
-    except (TypeError, ValueError, AttributeError) as exc:
-        return Outcome.failed(job, JobError("result", f"the partial result is not JSON: {exc}"))
+    except Exception as exc:  # noqa: BLE001 - the values' own methods may run, and raise what they like
+        return Outcome.failed(job, JobError("result", f"the partial result is not JSON: {_text(exc)}"))
 
 
 def _trace(ending: Returned | Raised) -> str | None:

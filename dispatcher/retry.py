@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -15,7 +16,8 @@ class Backoff:
     jitter: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.initial_s < 0 or self.maximum_s < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        finite = all(map(math.isfinite, (self.initial_s, self.factor, self.maximum_s)))
+        if not (finite and self.initial_s >= 0 and self.maximum_s >= 0 and self.factor >= 1 and 0 <= self.jitter <= 1):
             raise ValueError("a back-off needs initial_s >= 0, maximum_s >= 0, factor >= 1 and jitter from 0 to 1")
 
     def delay_s(self, failures: int, chance: float) -> float:

@@ -51,6 +51,11 @@ def resign_lease(conn: Connection, lease: int) -> None:
         pass
 
 
+def ask_for_handover(conn: Connection, lease: int, replica: int) -> bool:
+    """Asks the leader to resign if this replica can run all that it can, and more; whether it did."""
+    return conn.execute(statement("ask_for_handover"), {"lease": lease, "replica": replica}).fetchone() is not None
+
+
 def evict_holder(conn: Connection, lease: int, holder: Holder) -> bool:
     """Ends the holder's session if it is still exactly the one that was seen."""
     row = conn.execute(

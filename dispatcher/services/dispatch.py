@@ -143,22 +143,11 @@ class Dispatch:
         self.looked_everywhere = now >= self._read_again_at or not self._lanes
         if self.looked_everywhere:
             self._read_lanes(conn)
-        takes = self._takes(conn, min(room, MAX_CLAIM))
-        if not takes:
-            return 0
-        began = self._clock()
-        rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
-        claimed_at = self._clock()
-        self._advance(takes, rows)
-        self.busy, self._claimed_at = (
-            bool(rows) and began - self._claimed_at < BURST_S,
-            claimed_at if rows else self._claimed_at,
-        )
-        if rows:
-            self._metrics.claim_seconds.observe(claimed_at - began)
-            self._metrics.claim_size.observe(len(rows))
-            self._hand_over(rows, claimed_at)
-        return len(rows)
+        # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
+        while takes := self._takes(conn, min(room, MAX_CLAIM)):
+            if claimed := self._claim(conn, takes):
+                return claimed
+        return 0
 
     def room(self) -> int:
         """How many jobs may be claimed now: as many as threads are free, and some ahead where the pool is quick."""
@@ -261,6 +250,18 @@ class Dispatch:
         if not chosen:
             self._lanes.clear()  # nothing behind the cursors: read from the start
         return chosen
+
+    def _claim(self, conn: Connection, takes: list[tuple[Lane, int, Cursor]]) -> int:
+        began = self._clock()
+        rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
+        claimed_at = self._clock()
+        self._advance(takes, rows)
+        if rows:
+            self.busy, self._claimed_at = began - self._claimed_at < BURST_S, claimed_at
+            self._metrics.claim_seconds.observe(claimed_at - began)
+            self._metrics.claim_size.observe(len(rows))
+            self._hand_over(rows, claimed_at)
+        return len(rows)
 
     def _advance(self, takes: list[tuple[Lane, int, Cursor]], rows: list[Claimed]) -> None:
         """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""

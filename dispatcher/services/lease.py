@@ -38,6 +38,7 @@ from dispatcher.queries import replicas
 
 log = logging.getLogger("dispatcher.lease")
 
+ASK_EVERY = 5  # looks at another's lease: how often a standby that can run more asks for it
 EVICTION_MARGIN = 1.2  # of the lease: the server's own time-outs come first
 
 
@@ -72,6 +73,7 @@ class Lease:
         self._clock = clock
         self._pause_s = 0.0
         self._seen: tuple[statements.Holder, float] | None = None
+        self._looks = 0
         self._last_beat = 0.0
         self._promoted = False  # since the last leader that claimed
         self.conn: Connection | None = None
@@ -198,6 +200,9 @@ class Lease:
         """Ends a holder whose session has not changed for longer than the lease by our own clock, and is not idle."""
         assert self.conn is not None
         now = self._clock()
+        if self._looks % ASK_EVERY == 0 and statements.ask_for_handover(self.conn, self._number, self._replica):
+            log.info("asks for the lease: the leader lacks types that this replica can run")
+        self._looks += 1
         if holder is None or self._seen is None or self._seen[0] != holder:
             self._seen = None if holder is None else (holder, now)
         elif holder.state != "idle" and now - self._seen[1] > self._duration_s * EVICTION_MARGIN:

@@ -1,5 +1,7 @@
-"""What the database alone could do: the same two updates a job, in batches, by a loop inside the server. No client, no network,
-no limits, no lanes: nothing that is built on this table can be faster."""
+"""What the database alone could do: the same two updates a job, in batches, by a loop inside the server.
+
+No client, no network, no limits, no lanes: what is built on such a table can hardly be faster.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ declare
 begin
     loop
         with front as (
-            select id from floor_job where pending order by type, tenant, priority, id limit batch for no key update skip locked
+            select id from floor_job where pending order by type, tenant, priority, id
+            limit batch for no key update skip locked
         ), claimed as (
-            update floor_job j set state = 'running', pending = false, attempt = attempt + 1, owner = 1, started_at = now()
+            update floor_job j
+            set state = 'running', pending = false, attempt = attempt + 1, owner = 1, started_at = now()
             from front f where j.id = f.id returning j.id
         )
         select array_agg(id) into taken from claimed;
@@ -39,7 +43,9 @@ begin
     end loop;
 end $$
 """
-_FILL = "insert into floor_job (type, payload) select 'bench.noop', jsonb_build_object('n', n) from generate_series(1, %s) n"
+_FILL = """
+insert into floor_job (type, payload) select 'bench.noop', jsonb_build_object('n', n) from generate_series(1, %s) n
+"""
 _LEFT = "select count(*) from floor_job where state <> 'succeeded' or attempt <> 1"
 
 

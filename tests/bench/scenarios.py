@@ -1,4 +1,4 @@
-"""The scenarios. Each plays on a stage of its own and answers measures; each checks that what it measured did happen."""
+"""The scenarios. Each plays on a stage of its own, answers measures, and checks that what it measured did happen."""
 
 from __future__ import annotations
 

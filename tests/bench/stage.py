@@ -64,7 +64,7 @@ class Stage:
         pids = {replica.pid for replica in self._replicas if replica.poll() is None}
         # By process id: a replica that was killed shows as alive while the rescuer holds its lock.
         self.until("replicas", lambda: pids <= {one.pid for one in self.client.replicas() if one.alive})
-        leader = self.until("a leader", lambda: self.client.leader())
+        leader = self.until("a leader", self.client.leader)
         assert leader.pid is not None
         return leader.pid
 

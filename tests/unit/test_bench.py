@@ -16,7 +16,7 @@ def test_percentile_is_a_value_that_was_measured() -> None:
 def test_bad_arguments_are_refused_before_anything_starts(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert exit.value.code == 2
+    assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Executors for tests of faults. Each writes down when it begins and ends, in one write a line that no other can split."""
+
+import ctypes
+import json
+import os
+import time
+from pathlib import Path
+
+from dispatcher import Context, Job, executor
+from dispatcher.context import Interrupted
+from dispatcher.retry import Backoff
+
+LOOK_S = 0.01
+AT_ONCE = Backoff(base=0.05, max=0.05)
+
+
+def note(job: Job, what: str, **more: object) -> None:
+    """One event; CLOCK_MONOTONIC is the same for all processes of a host."""
+    event = {"t": time.monotonic(), "pid": os.getpid(), "job": job.id, "attempt": job.attempt, "what": what, **more}
+    fd = os.open(os.environ["TEST_EVENTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(fd, json.dumps(event).encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+@executor("quick", max_attempts=20, backoff=AT_ONCE)
+def quick(job: Job, ctx: Context) -> None:
+    """Takes payload.seconds, none if it has none."""
+    note(job, "start")
+    if seconds := job.payload.get("seconds"):
+        time.sleep(seconds)
+    note(job, "end")
+
+
+@executor("hold", max_attempts=20, backoff=AT_ONCE)
+def hold(job: Job, ctx: Context) -> str:
+    """Goes on until the file payload.until is there, or until it is asked to stop, which it heeds."""
+    note(job, "start")
+    try:
+        while not Path(job.payload["until"]).exists():
+            ctx.sleep(LOOK_S)
+    except Interrupted as exc:
+        note(job, "end", why=str(exc.reason))
+        raise
+    note(job, "end")
+    return "held"
+
+
+def _ignore(job: Job, ctx: Context) -> str:
+    note(job, "start")
+    asked = False
+    while not Path(job.payload["until"]).exists():
+        if ctx.canceled and not asked:
+            asked = True
+            note(job, "asked", why=str(ctx.canceled))
+        time.sleep(LOOK_S)
+    note(job, "end")
+    return "done"
+
+
+@executor("stubborn", max_attempts=20, backoff=AT_ONCE)
+def stubborn(job: Job, ctx: Context) -> str:
+    """Goes on until the file is there, whatever it is asked."""
+    return _ignore(job, ctx)
+
+
+@executor("late", timeout=0.3, max_attempts=20, backoff=AT_ONCE)
+def late(job: Job, ctx: Context) -> str:
+    """The same with a timeout that it ignores; a timeout ends it for good."""
+    return _ignore(job, ctx)
+
+
+@executor("late_again", timeout=0.3, max_attempts=20, backoff=AT_ONCE, retry_timeouts=True)
+def late_again(job: Job, ctx: Context) -> str:
+    """The same, tried again after a timeout."""
+    return _ignore(job, ctx)
+
+
+@executor("hang", max_attempts=20, backoff=AT_ONCE)
+def hang(job: Job, ctx: Context) -> None:
+    """Hangs in C with the GIL held: not a line of Python runs in its process any more. Only in the first attempt."""
+    note(job, "start")
+    if job.attempt == 1:
+        ctypes.PyDLL(None).sleep(60)
+    note(job, "end")
