@@ -19,27 +19,12 @@ CONNECT_TIMEOUT_S = 10
 
 def client_params(dsn: str) -> dict[str, Any]:
     """How a client connects: in autocommit, in UTF-8, without prepared statements (poolers)."""
-    params = checked_dsn(dsn)
+    params = check_dsn(dsn)
     params.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
     params.setdefault("application_name", "dispatcher client")
     if "," in str(params.get("host", "")):
         params.setdefault("target_session_attrs", "read-write")  # of several hosts, the primary
     return {**params, "client_encoding": "utf8", "autocommit": True, "prepare_threshold": None}
-
-
-def checked_dsn(dsn: str) -> dict[str, Any]:
-    """The DSN as parameters; raises SettingsError without showing it.
-
-    Also where a password with an unescaped `@` or `/` is read as host and port, which libpq's messages name.
-    """
-    params = check_dsn(dsn)
-    port = str(params.get("port") or "")
-    if port.strip(",0123456789") or "@" in str(params.get("host") or ""):
-        raise SettingsError(
-            "the DSN is malformed (not shown, it may hold a password): inside a URL's user and password "
-            "write @ as %40, / as %2F and : as %3A"
-        )
-    return params
 
 
 @contextmanager

@@ -30,13 +30,24 @@ class SessionLimits:
 
 
 def check_dsn(dsn: str) -> dict[str, Any]:
-    """The DSN as parameters; raises SettingsError without showing it, for it may hold a password."""
+    """The DSN as parameters; raises SettingsError without showing it, for it may hold a password.
+
+    Also where a password with an unescaped `@` or `/` is read as host and port, which libpq's messages would name.
+    """
     try:
-        return dict(conninfo.conninfo_to_dict(dsn))
+        params = dict(conninfo.conninfo_to_dict(dsn))
     except psycopg.ProgrammingError:
         raise SettingsError(
             "the DSN is malformed (not shown, it may hold a password): write postgresql://user@host:5432/database"
         ) from None
+    port = str(params.get("port") or "")
+    if port.strip(",0123456789") or "@" in str(params.get("host") or ""):
+        raise SettingsError(
+            "the DSN is malformed (not shown, it may hold a password): inside a URL's user and password "
+            "write @ as %40, / as %2F and : as %3A"
+        )
+    return params
+
 
 
 def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:

@@ -199,5 +199,9 @@ class Registry:
 def _import(name: str, origin: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as exc:
-        raise ExecutorError(f"cannot import executors from {name!r} ({origin}): {exc}") from exc
+    except ExecutorError as exc:
+        raise ExecutorError(f"executors in {name!r} ({origin}): {exc}") from exc
+    except (Exception, SystemExit) as exc:  # a module's top level may do anything
+        reason = " ".join(str(exc).split()) or "no reason given"
+        kind = "" if isinstance(exc, ImportError) else f"{type(exc).__name__}: "
+        raise ExecutorError(f"cannot import executors from {name!r} ({origin}): {kind}{reason}") from exc

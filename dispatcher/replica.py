@@ -83,7 +83,7 @@ class Replica:
             )
             row = conn.execute(statement("get_installation")).fetchone()
             assert row is not None
-            self._runtime = JobRuntime(dsn=self._dsn, installation=row[0])
+            self._runtime = JobRuntime(dsn=self._dsn, installation=row[0], registry=self._registry)
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
@@ -208,6 +208,7 @@ class Replica:
 
     def leave(self) -> None:
         """Removes this replica's row, unless a job of it still runs."""
+        self._runtime.close()
         with self.session("leave") as conn:
             replicas.remove_replica(conn, self.id)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, cast
 from uuid import UUID
 
 import psycopg
 
-from dispatcher.db import Connection, check_dsn, connect, first_line
+from dispatcher.client import Client
+from dispatcher.db import Connection, check_dsn, first_line
 from dispatcher.errors import BY_SQLSTATE, DatabaseUnavailable, UnsafeTransaction
+from dispatcher.executor import Registry
 from dispatcher.job import Job
-from dispatcher.options import Options, encode_options, encode_payload
+from dispatcher.options import Options
 from dispatcher.outcome import MAX_MESSAGE, encode, storable
 from dispatcher.sql import statement
 
@@ -19,12 +20,15 @@ from dispatcher.sql import statement
 class JobRuntime:
     """Implements dispatcher.context.Runtime for this process."""
 
-    def __init__(self, *, dsn: str, installation: UUID) -> None:
+    def __init__(self, *, dsn: str, installation: UUID, registry: Registry) -> None:
         self._dsn = dsn
         self._installation = installation
-        self._lock = threading.Lock()
-        self._conn: Connection | None = None
+        self._client = Client(dsn, registry=registry)
         self.progress: Any = None  # set by the daemon: the completer takes it
+
+    def close(self) -> None:
+        """Closes what was kept open."""
+        self._client.close()
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """Hands the latest progress to whoever writes it."""
@@ -40,18 +44,8 @@ class JobRuntime:
             raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
 
     def enqueue(self, conn: Connection | None, type: str, payload: Any, options: dict[str, Any]) -> int:
-        """Enqueues on `conn`, or on a connection kept for this."""
-        params = {
-            "type": type,
-            "payload": encode_payload(payload),
-            "options": encode_options(cast(Options, options)),
-        }
-        if conn is not None:
-            return _enqueue(conn, params)
-        with self._lock:
-            if self._conn is None or self._conn.closed:
-                self._conn = connect(self._dsn, name="dispatcher job enqueue")
-            return _enqueue(self._conn, params)
+        """Enqueues on `conn`, or on the client's own connection."""
+        return self._client.enqueue(type, payload, conn=conn, **cast(Options, options))
 
     def complete(self, conn: Connection, job: Job, result: Any) -> None:
         """Records success on the job's own connection; see Context.complete."""
@@ -80,15 +74,6 @@ class JobRuntime:
 
 
 _WRONG_DATABASE = "the connection leads to another database than the dispatcher's"
-
-
-def _enqueue(conn: Connection, params: dict[str, Any]) -> int:
-    try:
-        row = conn.execute(statement("enqueue_job"), params).fetchone()
-    except psycopg.Error as exc:
-        raise _named(exc) from exc
-    assert row is not None
-    return int(row[0])
 
 
 def _named(exc: psycopg.Error) -> Exception:

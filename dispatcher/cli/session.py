@@ -6,7 +6,7 @@ from typing import Any
 
 from dispatcher.cli.base import common
 from dispatcher.client import Client
-from dispatcher.connecting import checked_dsn
+from dispatcher.db import check_dsn
 from dispatcher.settings import Settings, load
 
 
@@ -14,7 +14,7 @@ def settings(flags: dict[str, Any] | None = None) -> tuple[Settings, dict[str, s
     """The settings and their origins: flag over environment over file over default."""
     shared = common()
     loaded, origin = load({**(flags or {}), "dsn": shared.dsn}, shared.config)
-    checked_dsn(loaded.dsn.get_secret_value())
+    check_dsn(loaded.dsn.get_secret_value())
     return loaded, origin
 
 

@@ -20,7 +20,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import FINAL, State
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import JobError, Outcome, storable
+from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
 
 log = logging.getLogger("dispatcher.completer")
@@ -28,7 +28,6 @@ log = logging.getLogger("dispatcher.completer")
 MAX_GROUP = 1000
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
-MAX_PROGRESS_MESSAGE = 1000  # characters
 
 
 class Completer:
@@ -64,8 +63,6 @@ class Completer:
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """The latest progress wins; written in groups. Any thread."""
-        if message is not None:
-            message = storable(str(message))[:MAX_PROGRESS_MESSAGE]
         with self._notes_lock:
             first = not self._progress
             self._progress[job_id, attempt] = (percent, message)

@@ -223,11 +223,14 @@ begin
     elsif jsonb_typeof(value) = 'string' then
         result := (value #>> '{}')::interval;
     end if;
-    if result is null or result < interval '0' then
+    -- A hundred years: beyond the year 9999 many clients cannot even read a time.
+    if result is null or result < interval '0' or result > interval '100 years' then
         raise exception using errcode = 'DJ004', message = format(
-            'option %L must be a duration that is not negative, such as 30, "5s" or "15min"; it is %s', name, value);
+            'option %L must be a duration that is not negative, such as 30, "5s" or "15min", and at most 100 years; it is %s',
+            name, value);
     end if;
-exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow then
+exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow
+               or numeric_value_out_of_range then
     raise exception using errcode = 'DJ004', message = format(
         'option %L must be a duration such as 30, "5s" or "15min"; it is %s', name, value);
 end $$;
@@ -277,6 +280,9 @@ begin
             end if;
             begin
                 parsed.run_at := (value #>> '{}')::timestamptz;
+                if parsed.run_at > now() + interval '100 years' then
+                    raise datetime_field_overflow;
+                end if;
             exception when invalid_datetime_format or datetime_field_overflow then
                 raise exception using errcode = 'DJ004', message = format(
                     'option ''run_at'' must be a time with its zone, such as "2030-01-31T12:00:00Z"; it is %s', value);

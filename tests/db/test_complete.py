@@ -12,6 +12,7 @@ from dispatcher.context import Context
 from dispatcher.db import Connection
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import AttemptLost, UnsafeTransaction
+from dispatcher.executor import Registry
 from dispatcher.runtime import JobRuntime
 from tests import servers
 from tests.db.running import as_job, claim, enqueue, job, publish, session, state, value
@@ -26,10 +27,9 @@ def ctx(dsn: str, conn: Connection) -> Iterator[Context]:
     with session(dsn) as lease:
         (claimed,) = claim(lease)
     installation = value(conn, "select id from dispatcher.installation")
-    runtime = JobRuntime(dsn=dsn, installation=installation)
+    runtime = JobRuntime(dsn=dsn, installation=installation, registry=Registry())
     yield Context(as_job(claimed), timeout_s=60.0, runtime=runtime)
-    if runtime._conn is not None:
-        runtime._conn.close()
+    runtime.close()
 
 
 def effects(conn: Connection) -> int:

@@ -11,7 +11,7 @@ from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
 
 LOOK_S = 0.01
-AT_ONCE = Backoff(base=0.05, max=0.05)
+AT_ONCE = Backoff(initial_s=0.05, maximum_s=0.05)
 
 
 def note(job: Job, what: str, **more: object) -> None:
