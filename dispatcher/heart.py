@@ -68,7 +68,7 @@ class Heart:
         self._contend_from = 0.0
         self._doze_again_s = DOZE_AGAIN_S
         self._striking = False
-        self._resign_asked = False
+        self._resign_term: int | None = None
         self._look_at_own = False
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
@@ -98,9 +98,9 @@ class Heart:
         self.draining.set()
         self._dispatch.woken.set()
 
-    def ask_to_resign(self) -> None:
-        """Gives the lease away if a standby is there to take it. Any thread."""
-        self._resign_asked = True
+    def ask_to_resign(self, term: int | None = None) -> None:
+        """Gives the lease away in this term, the present one if none is named; a standby that is there takes it. Any thread."""
+        self._resign_term = self._lease.term if term is None else term
         self._dispatch.woken.set()
 
     def look_at_own(self) -> None:
@@ -171,14 +171,12 @@ class Heart:
         conn, term = self._lease.conn, self._lease.term
         if conn is not None and term is not None:
             # In statements after the grant: an older snapshot would miss the former leader's last claims.
-            self._resign_asked = False  # meant for an earlier term
             self._dispatch.begin(conn, term)
             self._began()
 
     def _lead(self, conn: Connection) -> None:
         dispatch = self._dispatch
-        if self._resign_asked:
-            self._resign_asked = False
+        if self._resign_term == self._lease.term:
             # Any standby has it by then; with none, we go on.
             self._contend_from = time.monotonic() + 2 * self._heartbeat_s
             self._resign(conn)

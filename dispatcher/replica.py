@@ -245,8 +245,8 @@ class Replica:
                 self._stager.wake()
             case "cancel" if rest.isdigit():
                 self.timekeeper.cancel([int(rest)])
-            case "resign":
-                self.heart.ask_to_resign()
+            case "resign" if not rest or rest.isdigit():
+                self.heart.ask_to_resign(int(rest) if rest else None)
             case "check":
                 self.heart.look_at_own()
             case _:

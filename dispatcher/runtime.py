@@ -20,7 +20,7 @@ from dispatcher.sql import statement
 class JobRuntime:
     """Implements dispatcher.context.Runtime for this process."""
 
-    def __init__(self, *, dsn: str, installation: UUID, registry: Registry) -> None:
+    def __init__(self, *, dsn: str, installation: UUID, registry: Registry | None = None) -> None:
         self._dsn = dsn
         self._installation = installation
         self._client = Client(dsn, registry=registry)

@@ -88,7 +88,9 @@ class Listener:
         self._connected()
 
     def _receive(self, conn: Connection) -> None:
-        select.select([conn], [], [], 1.0)
+        poll = select.poll()  # select() fails on file numbers from 1024 on
+        poll.register(conn, select.POLLIN)
+        poll.poll(1000)
         for notification in conn.notifies(timeout=0):
             self._heard_at, self._asked_at = self._clock(), None
             if notification.payload != PROBE:

@@ -14,9 +14,10 @@ create table dispatcher.type (
 
 -- The row is the truth about a job. Each update writes it anew, so it is narrow, and pages start half empty so
 -- that an outcome's version finds room beside the old one. `state` stands in no index and in no index predicate:
--- only so can the outcome's update leave every index alone (HOT). The indexes stand on generated columns
--- that are null, or do not change, where they are of no concern. There is no index on running or finished jobs:
--- running ones are found by dispatcher.claim, finished ones are pruned by a walk over the primary key.
+-- only so can the outcome's update leave every index alone (HOT). The indexes stand on generated columns instead, which
+-- are null where they are of no concern. There is no index on running or finished jobs: running ones are found by
+-- dispatcher.claim, finished ones are pruned by a walk over the primary key. Each generated column and each constraint
+-- is parsed anew by every INSERT and UPDATE, which a single enqueue feels: hence few, and checks in the functions below.
 create table dispatcher.job (
     id bigint generated always as identity primary key,
     created_at timestamptz not null default now(),
@@ -25,31 +26,31 @@ create table dispatcher.job (
     finished_at timestamptz,
     owner integer,                                     -- the replica that runs it or ran it last
     attempt integer not null default 0,                -- never goes down; (id, attempt) names one execution
-    timeout_s real check (timeout_s > 0),              -- null: the type's
+    timeout_s real,                                    -- null: the type's
     progress real,
     failures smallint not null default 0,
-    max_attempts smallint check (max_attempts >= 1),   -- null: the type's
+    max_attempts smallint,                             -- null: the type's
     priority smallint not null default 0,              -- lower runs first
     cancel_requested boolean not null default false,
     timed_out boolean not null default false,          -- past its timeout, its thread not back yet
-    pending boolean generated always as (state = 'pending') stored,
     type text collate "C" not null,
     tenant text collate "C" not null default '',
-    state text collate "C" not null check (state in (
-        'scheduled', 'blocked', 'pending', 'running', 'succeeded', 'partial', 'failed', 'canceled')),
+    state text collate "C" not null,
     unique_key text,
     live_key text generated always as (
         case when state in ('scheduled', 'blocked', 'pending', 'running') then unique_key end) stored,
-    due_at timestamptz generated always as (case when state = 'scheduled' then run_at end) stored,
-    troubled boolean generated always as (
-        case when state in ('partial', 'failed', 'canceled') then true end) stored,
+    listed text collate "C" generated always as (      -- in which of the indexes below
+        case when state in ('pending', 'scheduled') then state
+             when state in ('partial', 'failed', 'canceled') then 'troubled' end) stored,
     progress_message text,
     result_url text,
     payload jsonb not null,
     checkpoint jsonb,                                  -- what an attempt leaves for the next one
     result jsonb,
     errors jsonb,                                      -- array of {at, attempt, kind, message, trace, item?}
-    check (state <> 'scheduled' or run_at is not null)
+    constraint job_state check (
+        state in ('blocked', 'pending', 'running', 'succeeded', 'partial', 'failed', 'canceled')
+        or (state = 'scheduled' and run_at is not null))
 ) with (
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.02,             -- a queue turns its rows over all day: vacuum early and often,
@@ -61,10 +62,10 @@ create table dispatcher.job (
 );
 
 -- A lane is (type, tenant); a claim reads the front of each lane.
-create index job_lane on dispatcher.job (type, tenant, priority, id) where pending;
-create index job_due on dispatcher.job (due_at) where due_at is not null;
+create index job_lane on dispatcher.job (type, tenant, priority, id) where listed = 'pending';
+create index job_due on dispatcher.job (run_at) where listed = 'scheduled';
 create unique index job_unique on dispatcher.job (type, live_key) where live_key is not null;
-create index job_troubled on dispatcher.job (id) where troubled;
+create index job_troubled on dispatcher.job (id) where listed = 'troubled';
 
 -- What each replica claimed, a row a batch: a list of where running rows are, instead of an index on them.
 -- Every running job is named here; not every job named here still runs.

@@ -8,7 +8,7 @@ with lane as materialized (
     select j.id
     from lane l cross join lateral (
         select j.id from dispatcher.job j
-        where j.pending and j.type = l.type and j.tenant = l.tenant and (j.priority, j.id) > (l.after_priority, l.after_id)
+        where j.listed = 'pending' and j.type = l.type and j.tenant = l.tenant and (j.priority, j.id) > (l.after_priority, l.after_id)
         order by j.priority, j.id limit l.take
         for no key update skip locked) j
 ), taken as (

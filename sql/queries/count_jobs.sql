@@ -1,12 +1,12 @@
 -- count_jobs: unfinished jobs per type and state, and the age of the oldest pending one; the cost grows with what waits.
 select j.type, 'pending' as state, count(*)::bigint as jobs,
        extract(epoch from now() - min(coalesce(j.run_at, j.created_at)))::double precision as oldest_s
-from dispatcher.job j where j.pending group by j.type
+from dispatcher.job j where j.listed = 'pending' group by j.type
 union all
-select j.type, 'scheduled', count(*)::bigint, null from dispatcher.job j where j.due_at is not null group by j.type
+select j.type, 'scheduled', count(*)::bigint, null from dispatcher.job j where j.listed = 'scheduled' group by j.type
 union all
 select j.type, 'running', count(*)::bigint, null
 from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)) named
 join dispatcher.job j on j.id = named.id where j.state = 'running' group by j.type
 union all
-select j.type, j.state, count(*)::bigint, null from dispatcher.job j where j.troubled group by j.type, j.state
+select j.type, j.state, count(*)::bigint, null from dispatcher.job j where j.listed = 'troubled' group by j.type, j.state

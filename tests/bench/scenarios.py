@@ -31,6 +31,7 @@ class Size:
     gap_s: float = 0.02
     kills: int = 10
     idle_s: float = 10.0
+    settle_s: float = 11.0  # PostgreSQL counts what an idle session did up to 10 s late
 
 
 def drain(stage: Stage, size: Size) -> Measures:
@@ -109,11 +110,11 @@ def idle(stage: Stage, size: Size) -> Measures:
     """What a leader and a stand-by cost when there is nothing to do."""
     leader = stage.start_replica()
     stage.lead()
-    cpu, alone = _watch(stage, leader.pid, size.idle_s)
+    cpu, alone = _watch(stage, leader.pid, size)
     measures = {"leader_transactions": (alone, "1/s"), "leader_cpu": (cpu, "%")}
     standby = stage.start_replica()
     stage.lead()
-    cpu, both = _watch(stage, standby.pid, size.idle_s)
+    cpu, both = _watch(stage, standby.pid, size)
     return measures | {"standby_transactions": (max(0.0, both - alone), "1/s"), "standby_cpu": (cpu, "%")}
 
 
@@ -161,11 +162,12 @@ def _wait_for(stage: Stage, n: int) -> float:
     return float(notes[0][1])
 
 
-def _watch(stage: Stage, pid: int, seconds: float) -> tuple[float, float]:
+def _watch(stage: Stage, pid: int, size: Size) -> tuple[float, float]:
     """(percent of one CPU that the process used, transactions a second in the database)."""
     counted = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
+    time.sleep(size.settle_s)
     cpu_s, transactions, began = _cpu_s(pid), int(str(stage.ask(counted))), time.monotonic()
-    time.sleep(seconds)  # doing nothing is what is measured
+    time.sleep(size.idle_s)  # doing nothing is what is measured
     took = time.monotonic() - began
     used = (_cpu_s(pid) - cpu_s) / took * 100
     return used, (int(str(stage.ask(counted))) - transactions) / took

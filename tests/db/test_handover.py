@@ -30,4 +30,4 @@ def test_only_a_standby_that_can_run_more_asks_for_the_lease(
     conn.execute(f"listen dispatcher_replica_{leader}")
     assert lease.ask_for_handover(conn, number, standby) is asks
     heard = [note.payload for note in conn.notifies(timeout=0.2, stop_after=1)]
-    assert heard == (["resign"] if asks else [])
+    assert heard == (["resign 0"] if asks else [])

@@ -290,7 +290,7 @@ def test_retry_of_a_job_that_somebody_canceled_becomes_canceled(
     row = job(conn, id)
     assert row["state"] == "canceled"
     assert row["finished_at"] is not None
-    assert value(conn, "select live_key is null and not pending from dispatcher.job where id = %s", id)
+    assert value(conn, "select live_key is null and listed is null from dispatcher.job where id = %s", id)
 
 
 def test_last_progress_is_written_before_the_end(

@@ -148,10 +148,16 @@ class Fleet:
 
     @property
     def conn(self) -> psycopg.Connection:
-        """The test's own connection; a new one where the server ended the last."""
-        if self._conn is None or self._conn.broken or self._conn.closed:
+        """The test's own connection."""
+        if self._conn is None:
             self._conn = psycopg.connect(self._admin_dsn, autocommit=True)
         return self._conn
+
+    def reconnect(self) -> None:
+        """A new connection for the test: the server has ended the last one."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
 
     def query(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """Rows of a query by the test."""
@@ -163,9 +169,10 @@ class Fleet:
         return value
 
     def start(self, *, dsn: str | None = None, **settings: str) -> Replica:
-        """A replica, once its lease session stands: it leads or stands by."""
+        """A replica, once its lease session stands and it listens: it leads or stands by."""
         replica = self.launch(dsn=dsn, **settings)
         replica.id = until(lambda: self._connected(replica), "the replica has connected")
+        until(lambda: replica.metric("dispatcher_listener_connected"), "the replica listens")
         return replica
 
     def launch(self, *, dsn: str | None = None, **settings: str) -> Replica:
@@ -264,6 +271,16 @@ def overlaps(events: list[Event], deaths: dict[int, float] | None = None) -> lis
             if begin < end:
                 found.append((first, second))
     return found
+
+
+def count_sessions(conn: psycopg.Connection, name: str) -> int:
+    """How many sessions of daemons have an application name like `name`."""
+    row = conn.execute(
+        "select count(*) from pg_stat_activity where application_name like %s and datname = current_database()"
+        " and pid <> pg_backend_pid()",
+        [name],
+    ).fetchone()
+    return row[0] if row else 0
 
 
 def end_sessions(conn: psycopg.Connection, name: str) -> int:

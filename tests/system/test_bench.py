@@ -10,7 +10,7 @@ from tests.bench.scenarios import SCENARIOS, Size
 
 pytestmark = pytest.mark.system
 
-TINY = Size(jobs=300, singles=20, pickups=10, kills=1, idle_s=0.5)
+TINY = Size(jobs=300, singles=20, pickups=10, kills=1, idle_s=0.5, settle_s=0)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

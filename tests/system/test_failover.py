@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded import EmbeddedPostgres
-from tests.system.replicas import Fleet, Replica, end_sessions, overlaps, until
+from tests.system.replicas import Fleet, Replica, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -27,6 +27,11 @@ def leader(fleet: Fleet) -> Replica:
 @pytest.fixture
 def standby(fleet: Fleet, leader: Replica) -> Replica:
     return fleet.start()
+
+
+def ask_to_resign(fleet: Fleet, replica: Replica) -> None:
+    """As `dispatcher leader resign` does."""
+    fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign ' || %s)", [replica.id, fleet.term()])
 
 
 def open_gate(fleet: Fleet) -> None:
@@ -75,7 +80,7 @@ def test_a_killed_standby_that_still_runs_jobs_loses_them_to_the_leader(
 ) -> None:
     [id] = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started([id], pid=leader.pid)
-    fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign')", [leader.id])
+    ask_to_resign(fleet, leader)
     fleet.until_leads(standby)
     leader.send(signal.SIGKILL)
     fleet.until_started([id], pid=standby.pid)
@@ -163,7 +168,8 @@ def test_ended_sessions_while_another_replica_stands_by_leave_one_leader(
     ids = []
     for _ in range(5):
         ids += fleet.enqueue("quick", 20)
-        until(lambda: end_sessions(fleet.conn, "dispatcher lease %") == 2, "both lease sessions stand", 10)
+        until(lambda: count_sessions(fleet.conn, "dispatcher lease %") == 2, "both lease sessions stand")
+        end_sessions(fleet.conn, "dispatcher lease %")
     fleet.until_all(ids)
     assert not overlaps(fleet.events())
     until(lambda: fleet.leader_pid() in (leader.pid, standby.pid), "one of them leads")
@@ -192,6 +198,7 @@ def test_replicas_come_back_by_themselves_after_postgresql(
         open_gate(fleet)  # they end while there is nobody to tell
         until(lambda: len([e for e in fleet.events("end") if e.job in held]) == 2, "the held jobs have ended")
         postgres.start()
+        fleet.reconnect()
         ids += fleet.enqueue("quick", 10)
         fleet.until_all(held + ids)
         assert all(replica.alive for replica in fleet.replicas)
@@ -257,9 +264,9 @@ def test_jobs_that_heed_the_shutdown_go_back_without_using_up_a_try(
     assert {(fleet.job(id)["failures"], len(fleet.job(id)["errors"])) for id in ids} == {(0, 0)}
 
 
-def test_a_job_that_ignores_the_shutdown_is_given_back_only_for_after_the_process_is_gone(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_a_job_that_ignores_the_shutdown_is_given_back_only_for_after_the_process_is_gone(fleet: Fleet) -> None:
+    leader = fleet.start_leader(shutdown_grace="500ms")
+    standby = fleet.start()
     [id] = fleet.enqueue("stubborn", until=str(fleet.gate()))
     fleet.until_started([id], pid=leader.pid)
     leader.send(signal.SIGTERM)
@@ -293,7 +300,7 @@ def test_asked_to_resign_the_leader_hands_over_and_its_jobs_go_on(
 ) -> None:
     held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(held, pid=leader.pid)
-    fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign')", [leader.id])
+    ask_to_resign(fleet, leader)
     fleet.until_leads(standby)
     ids = fleet.enqueue("quick", 10)
     fleet.until_all(ids)
@@ -305,7 +312,7 @@ def test_asked_to_resign_the_leader_hands_over_and_its_jobs_go_on(
 
 
 def test_asked_to_resign_with_nobody_to_take_over_the_leader_leads_again(fleet: Fleet, leader: Replica) -> None:
-    fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign')", [leader.id])
+    ask_to_resign(fleet, leader)
     until(lambda: fleet.term() == 2, "it leads again")
     fleet.until_all(fleet.enqueue("quick", 5))
 
@@ -313,8 +320,10 @@ def test_asked_to_resign_with_nobody_to_take_over_the_leader_leads_again(fleet: 
 def test_a_word_to_resign_that_came_late_does_not_end_a_later_term(
     fleet: Fleet, leader: Replica, standby: Replica
 ) -> None:
+    ask_to_resign(fleet, standby)
     fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign')", [standby.id])
-    fleet.until_all(fleet.enqueue("quick"))  # the listeners have heard it, and the leader worked since
+    fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'unheard of')", [standby.id])
+    until(lambda: standby.said("a notification nobody understands"), "the standby has heard all of them")
     leader.send(signal.SIGKILL)
     fleet.until_leads(standby)
     fleet.until_all(fleet.enqueue("quick", 5))
