@@ -183,21 +183,17 @@ when (current_setting('dispatcher.signaled', true) is distinct from '1'
       and set_config('dispatcher.signaled', '1', true) = '1')
 execute function dispatcher.signal();
 
-create function dispatcher.checked_type(name text) returns dispatcher.type
-stable language plpgsql as $$
-declare
-    found_type dispatcher.type;
+create function dispatcher.raise_unknown_type(name text) returns void
+language plpgsql as $$
 begin
-    select t.* into found_type from dispatcher.type t where t.name = checked_type.name;
-    if found_type.name is null then
-        raise exception using errcode = 'DJ001', message = format('unknown job type %L; known types: %s',
-            name, coalesce((select string_agg(t.name, ', ' order by t.name) from dispatcher.type t),
-                           'none, no replica has registered any yet'));
-    end if;
-    return found_type;
+    raise exception using errcode = 'DJ001', message = format('unknown job type %L; known types: %s',
+        name, coalesce((select string_agg(t.name, ', ' order by t.name) from dispatcher.type t),
+                       'none, no replica has registered any yet'));
 end $$;
 
-create function dispatcher.check_payload(payload jsonb, job_type dispatcher.type) returns void
+-- Raises where the payload is no object or too large. Its text has at most about eight times as many bytes as its binary
+-- form, so most payloads are spared the conversion.
+create function dispatcher.check_payload(payload jsonb, max_bytes integer) returns void
 immutable language plpgsql as $$
 declare
     bytes integer;
@@ -206,12 +202,11 @@ begin
         raise exception using errcode = 'DJ002', message = format(
             'the payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'SQL NULL'));
     end if;
-    -- Text is at most about eight times the size of the binary form; most payloads are spared the conversion.
-    if pg_column_size(payload) > job_type.max_payload_bytes / 8 then
+    if pg_column_size(payload) > max_bytes / 8 then
         bytes := octet_length(payload::text);
-        if bytes > job_type.max_payload_bytes then
+        if bytes > max_bytes then
             raise exception using errcode = 'DJ003', message = format(
-                'the payload has %s bytes; the limit is %s', bytes, job_type.max_payload_bytes);
+                'the payload has %s bytes; the limit is %s', bytes, max_bytes);
         end if;
     end if;
 end $$;
@@ -319,8 +314,13 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     o dispatcher.job_options := dispatcher.parse_options(options);
+    max_bytes integer;
 begin
-    perform dispatcher.check_payload(payload, dispatcher.checked_type(type));
+    select t.max_payload_bytes into max_bytes from dispatcher.type t where t.name = enqueue_unique.type;
+    if not found then
+        perform dispatcher.raise_unknown_type(type);
+    end if;
+    perform dispatcher.check_payload(payload, max_bytes);
     loop
         insert into dispatcher.job (type, tenant, state, priority, run_at, max_attempts, timeout_s, unique_key, payload)
         values (enqueue_unique.type, o.tenant, case when o.run_at > now() then 'scheduled' else 'pending' end, o.priority,
@@ -345,7 +345,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     o dispatcher.job_options := dispatcher.parse_options(options);
-    t dispatcher.type := dispatcher.checked_type(type);
+    max_bytes integer;
     bad integer;
     reason text;
     code text;
@@ -353,13 +353,17 @@ begin
     if o.unique_key is not null then
         raise exception using errcode = 'DJ004', message = 'option ''unique_key'' names one job; it does not go with many';
     end if;
+    select t.max_payload_bytes into max_bytes from dispatcher.type t where t.name = enqueue_many.type;
+    if not found then
+        perform dispatcher.raise_unknown_type(type);
+    end if;
     select p.position into bad from unnest(payloads) with ordinality p (payload, position)
     where p.payload is null or jsonb_typeof(p.payload) <> 'object'
-       or (pg_column_size(p.payload) > t.max_payload_bytes / 8 and octet_length(p.payload::text) > t.max_payload_bytes)
+       or (pg_column_size(p.payload) > max_bytes / 8 and octet_length(p.payload::text) > max_bytes)
     order by p.position limit 1;
     if found then
         begin
-            perform dispatcher.check_payload(payloads[bad], t);
+            perform dispatcher.check_payload(payloads[bad], max_bytes);
         exception when sqlstate 'DJ002' or sqlstate 'DJ003' then
             get stacked diagnostics reason = message_text, code = returned_sqlstate;
             raise exception using errcode = code, message = format('payload %s: %s', bad, reason);

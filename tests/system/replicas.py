@@ -192,10 +192,13 @@ class Fleet:
         until(lambda: self.leader_pid() == replica.pid, f"replica {replica.id} leads", timeout_s)
 
     def leader_pid(self) -> int | None:
-        """The process of the replica whose lease session holds the lock right now."""
+        """The process of the replica whose term has begun and whose lease session holds the lock right now."""
         rows = self.query(
             """
-            select r.pid from pg_locks l join dispatcher.replica r on r.backend_pid = l.pid
+            select r.pid
+            from pg_locks l
+            join dispatcher.replica r on r.backend_pid = l.pid
+            join dispatcher.lease t on t.number = l.objid::integer and t.holder = r.id
             where l.locktype = 'advisory' and l.classid = dispatcher.lease_lock()::oid and l.granted
               and l.database = (select d.oid from pg_database d where d.datname = current_database())"""
         )
