@@ -207,6 +207,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _run(file: Path, jobs: int) -> int:
+    print(f"A real import and {jobs} small jobs, through a leader that is killed half-way.\n", flush=True)
     paper = Paper()
     with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as name, EmbeddedPostgres() as server:
         folder = Path(name)

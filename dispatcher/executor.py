@@ -121,7 +121,7 @@ def executor(
         raise ExecutorError(f"executor {type!r}: limit must not be negative")
     if not 1 <= max_attempts <= MAX_ATTEMPTS:
         raise ExecutorError(f"executor {type!r}: max_attempts must be from 1 to {MAX_ATTEMPTS}")
-    timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout and float(timeout)
     if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise ExecutorError(f"executor {type!r}: timeout must be more than zero and at most 100 years")
     if pool != "thread":

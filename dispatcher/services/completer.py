@@ -221,10 +221,16 @@ class Completer:
         with self._notes_lock:
             progress, self._progress = self._progress, {}
             timed_out, self._timed_out = self._timed_out, set()
-        if progress:
-            statements.write_progress(conn, progress)
-        if timed_out:
-            statements.mark_timed_out(conn, list(timed_out))
+        try:
+            if progress:
+                statements.write_progress(conn, progress)
+            if timed_out:
+                statements.mark_timed_out(conn, list(timed_out))
+        except psycopg.Error:
+            with self._notes_lock:  # to be written on the next session, unless there is newer progress
+                self._progress = progress | self._progress
+                self._timed_out |= timed_out
+            raise
 
 
 def _outcome(execution: Execution) -> Outcome:

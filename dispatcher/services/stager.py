@@ -69,6 +69,7 @@ class Stager:
             self._conn = patiently(self._open_session, stop=self._stop)
             if self._conn is None:
                 return 0.0
+        awake = self._awake()  # before the look: who dozes in between was told of nothing that the look can miss
         due_s = upkeep.next_due(self._conn)
         if due_s is not None and due_s <= 0:
             count = upkeep.promote_jobs(self._conn, BATCH)
@@ -76,7 +77,7 @@ class Stager:
                 self._promoted()
                 return 0.0
             return BUSY_LOOK_S  # due, but somebody holds the row locked
-        longest = min(self._poll_interval_s, BUSY_LOOK_S) if self._awake() else self._poll_interval_s
+        longest = min(self._poll_interval_s, BUSY_LOOK_S) if awake else self._poll_interval_s
         return longest if due_s is None else min(longest, due_s + 0.001)
 
     def close(self) -> None:

@@ -191,8 +191,8 @@ begin
                        'none, no replica has registered any yet'));
 end $$;
 
--- Raises where the payload is no object or too large. Its text has at most about eight times as many bytes as its binary
--- form, so most payloads are spared the conversion.
+-- Raises where the payload is no object or too large. The limit is of the text, for that is what a claim reads: as stored a
+-- payload may be compressed, and 1e131071 has a dozen bytes.
 create function dispatcher.check_payload(payload jsonb, max_bytes integer) returns void
 immutable language plpgsql as $$
 declare
@@ -202,12 +202,10 @@ begin
         raise exception using errcode = 'DJ002', message = format(
             'the payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'SQL NULL'));
     end if;
-    if pg_column_size(payload) > max_bytes / 8 then
-        bytes := octet_length(payload::text);
-        if bytes > max_bytes then
-            raise exception using errcode = 'DJ003', message = format(
-                'the payload has %s bytes; the limit is %s', bytes, max_bytes);
-        end if;
+    bytes := octet_length(payload::text);
+    if bytes > max_bytes then
+        raise exception using errcode = 'DJ003', message = format(
+            'the payload has %s bytes; the limit is %s', bytes, max_bytes);
     end if;
 end $$;
 
@@ -276,10 +274,11 @@ begin
             end if;
             begin
                 parsed.run_at := (value #>> '{}')::timestamptz;
-                if parsed.run_at > now() + interval '100 years' then
+                -- As with durations; and years before Christ are no better.
+                if parsed.run_at not between '0002-01-01' and now() + interval '100 years' then
                     raise datetime_field_overflow;
                 end if;
-            exception when invalid_datetime_format or datetime_field_overflow then
+            exception when invalid_datetime_format or datetime_field_overflow or invalid_time_zone_displacement_value then
                 raise exception using errcode = 'DJ004', message = format(
                     'option ''run_at'' must be a time with its zone, such as "2030-01-31T12:00:00Z"; it is %s', value);
             end;
@@ -347,6 +346,7 @@ declare
     o dispatcher.job_options := dispatcher.parse_options(options);
     max_bytes integer;
     bad integer;
+    bad_payload jsonb;
     reason text;
     code text;
 begin
@@ -357,13 +357,13 @@ begin
     if not found then
         perform dispatcher.raise_unknown_type(type);
     end if;
-    select p.position into bad from unnest(payloads) with ordinality p (payload, position)
+    select p.position, p.payload into bad, bad_payload from unnest(payloads) with ordinality p (payload, position)
     where p.payload is null or jsonb_typeof(p.payload) <> 'object'
-       or (pg_column_size(p.payload) > max_bytes / 8 and octet_length(p.payload::text) > max_bytes)
+       or octet_length(p.payload::text) > max_bytes
     order by p.position limit 1;
     if found then
         begin
-            perform dispatcher.check_payload(payloads[bad], max_bytes);
+            perform dispatcher.check_payload(bad_payload, max_bytes);
         exception when sqlstate 'DJ002' or sqlstate 'DJ003' then
             get stacked diagnostics reason = message_text, code = returned_sqlstate;
             raise exception using errcode = code, message = format('payload %s: %s', bad, reason);
@@ -480,7 +480,8 @@ begin
 end $$;
 
 create view dispatcher.jobs as
-select j.id, j.type, nullif(j.tenant, '') as tenant, j.state, j.priority, j.payload, coalesce(j.progress, 0) as progress,
+select j.id, j.type, nullif(j.tenant, '') as tenant, j.state, j.priority, j.payload,
+       case when j.state = 'succeeded' then 100 else coalesce(j.progress, 0) end as progress,
        j.progress_message, j.result, j.result_url, coalesce(j.errors, '[]'::jsonb) as errors, j.attempt, j.failures,
        coalesce(j.max_attempts, t.max_attempts) as max_attempts,
        make_interval(secs => coalesce(j.timeout_s, t.timeout_s)) as timeout,

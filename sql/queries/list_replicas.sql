@@ -1,11 +1,12 @@
--- list_replicas: every replica with a row, and owners of claims without one; present: its liveness lock is held.
+-- list_replicas: every replica with a row, and owners of claims without one; present: its own session holds its liveness
+-- lock. A rescue takes that lock as well, for a moment; that is no sign of life.
 with present as (
-    select l.objid::integer as id from pg_locks l
+    select l.objid::integer as id, l.pid from pg_locks l
     where l.locktype = 'advisory' and l.classid = dispatcher.liveness_lock()::oid and l.objsubid = 2 and l.granted
       and l.database = (select d.oid from pg_database d where d.datname = current_database())
 )
 select r.id, r.incarnation, r.host, r.pid, r.boot_id, r.pid_namespace, r.process_start, r.lock_file, r.version, r.types,
-       r.started_at, exists (select from present p where p.id = r.id) as present
+       r.started_at, exists (select from present p where p.id = r.id and p.pid = r.backend_pid) as present
 from dispatcher.replica r where r.lease = %(lease)s
 union all
 select distinct c.owner, 0, '', 0, null, null, null, null, '', '{}'::text[], null::timestamptz,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -87,19 +88,25 @@ def held_locks(conn: Connection, lease: Lease | int) -> int:
     return int(row[0])
 
 
+def until(conn: Connection, question: str, *params: object, timeout_s: float = 10.0) -> bool:
+    """Asks the server until it answers yes; False if it has not in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        row = conn.execute(question.encode(), params).fetchone()
+        if row is not None and row[0]:
+            return True
+        time.sleep(0.002)
+    return False
+
+
 def gone(conn: Connection, pid: int) -> bool:
-    """Waits until a backend has ended; False if it has not within five seconds."""
-    wait = """
-    do $$ begin
-        for i in 1..1000 loop
-            perform pg_stat_clear_snapshot();
-            exit when not exists (select from pg_stat_activity where pid = %s);
-            perform pg_sleep(0.005);
-        end loop;
-    end $$"""
-    conn.execute(wait % int(pid))
-    row = conn.execute("select not exists (select from pg_stat_activity where pid = %s)", [pid]).fetchone()
-    return row is not None and bool(row[0])
+    """Waits until a backend has ended."""
+    return until(conn, "select not exists (select from pg_stat_activity where pid = %s)", pid)
+
+
+def waits(conn: Connection, pid: int, event: str) -> bool:
+    """Waits until a backend itself waits for `event`, as pg_stat_activity names it."""
+    return until(conn, "select exists (select from pg_stat_activity where pid = %s and wait_event = %s)", pid, event)
 
 
 def closed(conn: psycopg.Connection) -> bool:

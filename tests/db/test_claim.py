@@ -12,12 +12,10 @@ import psycopg
 import pytest
 
 from dispatcher.db import Connection
-from dispatcher.executor import Executor, Registry
-from dispatcher.inflight import Execution, InFlight
-from dispatcher.metrics import Metrics
+from dispatcher.executor import Executor
 from dispatcher.queries import claims
 from dispatcher.services import dispatch as dispatch_module
-from dispatcher.services.dispatch import Dispatch
+from tests.db.leading import LIMITED, A, B, Leading
 from tests.db.running import (
     OWNER,
     TERM,
@@ -33,86 +31,6 @@ from tests.db.running import (
     until,
     value,
 )
-
-A = Executor("a", nothing, "tests.a")
-B = Executor("b", nothing, "tests.b")
-LIMITED = Executor("limited", nothing, "tests.limited", limit=3)
-
-
-class Collector:
-    """Where claimed jobs go."""
-
-    def __init__(self, threads: int = 100) -> None:
-        self.threads = threads
-        self.taken: list[Execution] = []
-        self.waiting = 0
-
-    def rate(self) -> float:
-        return 0.0
-
-    def nudge(self) -> None:
-        pass
-
-    def stalled(self) -> bool:
-        return False
-
-    def submit(self, executions: list[Execution]) -> None:
-        self.taken += executions
-
-    def take_waiting(self) -> list[Execution]:
-        return []
-
-
-class Leading:
-    """A dispatch in its term, with a clock that a test turns; what it claims executes at once, until a test ends it."""
-
-    def __init__(self, conn: Connection, *, threads: int = 100, owner: int = OWNER) -> None:
-        self.conn = conn
-        self.pool = Collector(threads)
-        self.inflight = InFlight()
-        self.now = 1000.0
-        self.dispatch = Dispatch(
-            replica=owner,
-            lease_number=1,
-            registry=Registry([A, B, LIMITED]),
-            inflight=self.inflight,
-            pool=self.pool,
-            before_run=lambda: None,
-            metrics=Metrics(),
-            clock=lambda: self.now,
-        )
-        self.dispatch.begin(conn, TERM)
-
-    def round(self) -> list[int]:
-        """The ids that one round claims."""
-        before = len(self.pool.taken)
-        claimed = self.dispatch.step(self.conn)
-        taken = self.pool.taken[before:]
-        assert len(taken) == claimed
-        self.inflight.executing.update((each.claimed.id, each) for each in taken)
-        return [each.claimed.id for each in taken]
-
-    def rounds(self) -> list[int]:
-        """The ids that it claims until it has looked everywhere in vain, as the heart does it."""
-        ids: list[int] = []
-        for _ in range(100):
-            if claimed := self.round():
-                ids += claimed
-            elif self.dispatch.room() <= 0 or self.dispatch.looked_everywhere:
-                return ids
-            else:
-                self.dispatch.read_again()
-        raise AssertionError("it does not come to rest")
-
-    def end(self, ids: list[int]) -> None:
-        """These are settled."""
-        self.conn.execute(
-            "update dispatcher.job set state = 'succeeded', finished_at = now() where id = any(%s)", (ids,)
-        )
-        gone = [taken for taken in self.pool.taken if taken.claimed.id in ids]
-        self.inflight.remove(gone)
-        for id in ids:
-            self.inflight.executing.pop(id, None)
 
 
 @pytest.fixture
@@ -184,9 +102,7 @@ def test_row_locked_by_an_open_transaction_is_passed_by(
     assert leading.rounds() == ids[:1]  # rolled back: it is claimed after all
 
 
-def test_locked_front_of_one_lane_does_not_starve_the_others(
-    dsn: str, conn: Connection, leading: Leading
-) -> None:
+def test_locked_front_of_one_lane_does_not_starve_the_others(dsn: str, conn: Connection, leading: Leading) -> None:
     """One free thread, and the best job of all is locked by somebody: the others must run meanwhile."""
     locked = enqueue(conn, "a", priority=-10)
     ids = [enqueue(conn, "b") for _ in range(3)]
@@ -211,7 +127,7 @@ def test_foreign_key_s_lock_hides_nothing(dsn: str, conn: Connection, leading: L
             settling.completer.close()
 
 
-# -- the cursor -----------------------------------------------------------------------------------------------------
+# The cursor.
 
 
 def burst(conn: Connection, leading: Leading) -> list[int]:
@@ -230,9 +146,7 @@ def test_cursor_starts_behind_what_was_claimed(conn: Connection, leading: Leadin
 
 
 @pytest.mark.parametrize("how", ["better priority", "committed late", "retried"])
-def test_cursor_hides_nothing_for_longer_than_its_bound(
-    dsn: str, conn: Connection, leading: Leading, how: str
-) -> None:
+def test_cursor_hides_nothing_for_longer_than_its_bound(dsn: str, conn: Connection, leading: Leading, how: str) -> None:
     retried = enqueue(conn, "a", run_at="2100-01-01T00:00:00Z")
     with open_transaction(dsn, "select dispatcher.enqueue('a')") as late:
         ids = burst(conn, leading)
@@ -252,9 +166,7 @@ def test_cursor_hides_nothing_for_longer_than_its_bound(
     assert leading.round() == [hidden]
 
 
-def test_lane_with_nothing_behind_its_cursor_is_read_anew_before_rest(
-    conn: Connection, leading: Leading
-) -> None:
+def test_lane_with_nothing_behind_its_cursor_is_read_anew_before_rest(conn: Connection, leading: Leading) -> None:
     burst(conn, leading)
     leading.end(leading.round())
     leading.pool.threads = 2
@@ -272,7 +184,7 @@ def test_next_term_begins_without_cursors(conn: Connection, leading: Leading) ->
     assert terms == [TERM, TERM + 1]
 
 
-# -- limits ---------------------------------------------------------------------------------------------------------
+# Limits.
 
 
 def running(conn: Connection) -> Counter[str]:
@@ -371,7 +283,7 @@ def test_own_rows_of_an_earlier_term_are_counted_once(conn: Connection, leading:
     assert len(leading.rounds()) == 3
 
 
-# -- the list of where running rows are ---------------------------------------------------------------------------------
+# The list of where running rows are.
 
 
 def unnamed(conn: psycopg.Connection[Any]) -> int:
@@ -442,7 +354,7 @@ def test_given_back_job_that_somebody_canceled_is_canceled(conn: Connection, lea
     assert state(conn, id) == "canceled"
 
 
-# -- races ----------------------------------------------------------------------------------------------------------
+# Races.
 
 
 def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: Connection) -> None:
@@ -505,5 +417,3 @@ def test_uncommitted_claim_of_an_ended_session_is_no_claim(dsn: str, conn: Conne
     until(lambda: not value(conn, "select count(*) from pg_locks where relation = 'dispatcher.job'::regclass"))
     assert state(conn, id) == "pending"
     assert value(conn, "select attempt from dispatcher.job") == 0
-
-

@@ -73,7 +73,8 @@ def test_every_option(conn: Connection) -> None:
 
 @pytest.mark.parametrize("name", ["priority", "run_at", "delay", "tenant", "unique_key", "max_attempts", "timeout"])
 def test_null_option_is_as_good_as_none(conn: Connection, name: str) -> None:
-    enqueue(conn, **{name: None})
+    options: dict[str, Any] = {name: None}
+    enqueue(conn, **options)
 
 
 @pytest.mark.parametrize("delay", [30, "30", "30s", "0.5min", "00:00:30", "PT30S"])
@@ -187,7 +188,7 @@ def test_payload_must_be_an_object(conn: Connection, payload: str | None) -> Non
 
 def test_bad_payload_is_found_whatever_the_array_s_bounds(conn: Connection) -> None:
     query = "select dispatcher.enqueue_many('quick', %s::jsonb[])"
-    assert "payload 1" in refused(conn, "DJ002", query, '[0:2]={5,"{}","{}"}')
+    assert "payload 1" in refused(conn, "DJ002", query, "[0:2]={5,{},{}}".replace("{}", '"{}"'))
     assert "payload 3" in refused(conn, "DJ002", query, '{{"{}","{}"},{5,"{}"}}')
 
 
@@ -259,12 +260,13 @@ def test_many_with_one_unique_key_make_no_sense(conn: Connection) -> None:
     refused(conn, "DJ004", "select dispatcher.enqueue_many('quick', '{}', '{\"unique_key\": \"k\"}')")
 
 
-# -- unique keys ------------------------------------------------------------------------------------------------------
+# Unique keys.
 
 
 def unique(conn: psycopg.Connection[Any], key: str, type: str = "quick") -> tuple[int, bool]:
     row = conn.execute(
-        "select id, created from dispatcher.enqueue_unique(%s, '{}', %s::jsonb)", (type, json.dumps({"unique_key": key}))
+        "select id, created from dispatcher.enqueue_unique(%s, '{}', %s::jsonb)",
+        (type, json.dumps({"unique_key": key})),
     ).fetchone()
     assert row is not None
     return row[0], row[1]
@@ -286,8 +288,10 @@ def test_unique_key_answers_the_first_job_until_it_ends(conn: Connection) -> Non
 
 
 def test_fifty_callers_make_one_row(dsn: str, conn: Connection) -> None:
-    """The row ends again and again meanwhile: each caller is answered a job that was live, and two never are at once."""
-    go, answers, errors = threading.Barrier(51), [], []
+    """The row ends again and again meanwhile: each caller is answered one that was live, and two never are."""
+    go = threading.Barrier(51)
+    answers: list[tuple[int, bool]] = []
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
@@ -358,7 +362,7 @@ def test_unique_key_in_an_old_snapshot_is_an_error_not_a_second_job(dsn: str, co
     assert value(conn, "select count(*) from dispatcher.job") == 1
 
 
-# -- rights ----------------------------------------------------------------------------------------------------------
+# Rights.
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.queries import lease as statements
 from dispatcher.queries.lease import Holder
 from dispatcher.services.lease import EVICTION_MARGIN, Lease
-from tests.db.contenders import Clock, backend, beat, closed, contender, gone, held_locks, register
+from tests.db.contenders import Clock, backend, beat, closed, contender, gone, held_locks, register, waits
 
 # Long enough for a waiter to be seen waiting, far below what a broken wait would need.
 SHORT_MS = 60
@@ -45,9 +45,7 @@ def unlock(conn: Connection, number: int = 1) -> bool:
 
 
 def lease_row(conn: Connection, number: int = 1) -> Any:
-    return conn.execute(
-        "select term, holder, timeline from dispatcher.lease where number = %s", [number]
-    ).fetchone()
+    return conn.execute("select term, holder, timeline from dispatcher.lease where number = %s", [number]).fetchone()
 
 
 # A wait that answers "no" while the server keeps the grant
@@ -110,9 +108,7 @@ def test_a_grant_kept_after_the_timeout_is_known_to_the_session(dsn: str, conn: 
         assert held_locks(conn, waiter.info.backend_pid) == 1
 
 
-def test_a_refused_wait_holds_nothing_and_names_the_holder(
-    conn: Connection, leader: Lease, standby: Lease
-) -> None:
+def test_a_refused_wait_holds_nothing_and_names_the_holder(conn: Connection, leader: Lease, standby: Lease) -> None:
     assert standby.conn is not None
     held, holder = statements.wait_lease(standby.conn, 1, SHORT_MS)
     assert not held
@@ -140,19 +136,15 @@ def test_an_error_while_waiting_closes_the_session(conn: Connection, leader: Lea
     standby._heartbeat_s = 1.0
     thread = threading.Thread(target=standby.contend)
     thread.start()
-    conn.execute(
-        "do $$ begin while not exists (select from pg_locks where pid = %s and not granted) loop perform pg_sleep(0.002);"
-        " end loop; perform pg_cancel_backend(%s); end $$" % (pid, pid)
-    )
+    assert waits(conn, pid, "advisory")
+    conn.execute("select pg_cancel_backend(%s)", [pid])
     thread.join()
     assert standby.conn is None
     assert standby.term is None
     assert gone(conn, pid)
 
 
-def test_an_error_while_taking_over_closes_the_session_and_frees_the_lock(
-    dsn: str, conn: Connection
-) -> None:
+def test_an_error_while_taking_over_closes_the_session_and_frees_the_lock(dsn: str, conn: Connection) -> None:
     conn.execute("alter table dispatcher.lease add constraint broken check (term < 1)")
     with contender(dsn, register(conn)) as lease:
         assert lease.connect()
@@ -188,9 +180,7 @@ def test_no_term_begins_without_the_lock(conn: Connection, leader: Lease, standb
     assert lease_row(conn) == before
 
 
-def test_leases_of_other_names_do_not_disturb_one_another(
-    dsn: str, conn: Connection, leader: Lease
-) -> None:
+def test_leases_of_other_names_do_not_disturb_one_another(dsn: str, conn: Connection, leader: Lease) -> None:
     number = statements.ensure_lease(conn, "reports")
     assert number != 1
     assert statements.ensure_lease(conn, "reports") == number
@@ -267,7 +257,7 @@ def test_a_holder_stuck_in_a_statement_is_ended_by_a_standby(dsn: str, conn: Con
         thread.start()
         with contender(dsn, register(conn), clock=clock, duration_s=5.0) as standby:
             assert standby.connect()
-            _see_active(conn, pid)
+            assert waits(conn, pid, "PgSleep")
             assert not standby.contend()  # sees it
             clock.now += 5.0 * EVICTION_MARGIN - 0.1
             assert not standby.contend()  # not yet longer than the lease and its margin
@@ -279,9 +269,7 @@ def test_a_holder_stuck_in_a_statement_is_ended_by_a_standby(dsn: str, conn: Con
             assert isinstance(errors[0], psycopg.errors.AdminShutdown)
 
 
-def test_a_holder_stuck_in_sending_over_a_unix_socket_is_ended_by_a_standby(
-    dsn: str, conn: Connection
-) -> None:
+def test_a_holder_stuck_in_sending_over_a_unix_socket_is_ended_by_a_standby(dsn: str, conn: Connection) -> None:
     """Nobody reads what it sends: it is not idle, and no time-out of the server or of TCP reaches it."""
     clock = Clock()
     with contender(dsn, register(conn), limits=SessionLimits(statement_s=0)) as stuck:
@@ -291,10 +279,7 @@ def test_a_holder_stuck_in_sending_over_a_unix_socket_is_ended_by_a_standby(
         pid = backend(stuck)
         stuck.conn.pgconn.send_query(b"select repeat('x', 1000000) from generate_series(1, 50)")
         stuck.conn.pgconn.flush()
-        conn.execute(
-            "do $$ begin while not exists (select from pg_stat_activity where pid = %s and wait_event = 'ClientWrite')"
-            " loop perform pg_stat_clear_snapshot(); perform pg_sleep(0.002); end loop; end $$" % pid
-        )
+        assert waits(conn, pid, "ClientWrite")
         with contender(dsn, register(conn), clock=clock, duration_s=5.0) as standby:
             assert standby.connect()
             assert not standby.contend()
@@ -325,9 +310,7 @@ def test_an_idle_holder_is_left_to_the_server(conn: Connection, leader: Lease, s
     assert held_locks(conn, leader) == 1
 
 
-def test_only_exactly_the_session_that_was_seen_is_ended(
-    conn: Connection, leader: Lease, standby: Lease
-) -> None:
+def test_only_exactly_the_session_that_was_seen_is_ended(conn: Connection, leader: Lease, standby: Lease) -> None:
     assert standby.conn is not None
     _, seen = statements.wait_lease(standby.conn, 1, SHORT_MS)
     assert seen is not None
@@ -345,13 +328,6 @@ def test_only_exactly_the_session_that_was_seen_is_ended(
     assert seen is not None
     assert statements.evict_holder(standby.conn, 1, seen)
     assert closed(leader.conn)
-
-
-def _see_active(conn: Connection, pid: int) -> None:
-    conn.execute(
-        "do $$ begin while not exists (select from pg_stat_activity where pid = %s and wait_event = 'PgSleep')"
-        " loop perform pg_stat_clear_snapshot(); perform pg_sleep(0.002); end loop; end $$" % pid
-    )
 
 
 # The wait itself
@@ -389,9 +365,7 @@ def _log_since(server: EmbeddedPostgres, position: int) -> str:
         return log.read().decode()
 
 
-def test_a_standby_is_granted_the_lease_the_moment_it_is_free(
-    conn: Connection, leader: Lease, standby: Lease
-) -> None:
+def test_a_standby_is_granted_the_lease_the_moment_it_is_free(conn: Connection, leader: Lease, standby: Lease) -> None:
     standby._heartbeat_s = 0.9
     granted: list[float] = []
 
@@ -402,10 +376,7 @@ def test_a_standby_is_granted_the_lease_the_moment_it_is_free(
     thread = threading.Thread(target=wait)
     thread.start()
     pid = backend(standby)
-    conn.execute(
-        "do $$ begin while not exists (select from pg_locks where pid = %s and not granted)"
-        " loop perform pg_sleep(0.001); end loop; end $$" % pid
-    )
+    assert waits(conn, pid, "advisory")
     freed = time.monotonic()
     leader.drop()
     thread.join()
@@ -436,9 +407,7 @@ def test_the_first_leader_and_one_on_the_same_timeline_claim_at_once(dsn: str, c
             lease.drop()
 
 
-def test_a_wait_after_a_promotion_is_not_cut_short_by_another_change_of_leader(
-    dsn: str, conn: Connection
-) -> None:
+def test_a_wait_after_a_promotion_is_not_cut_short_by_another_change_of_leader(dsn: str, conn: Connection) -> None:
     """The leader that waits dies before it has waited: the next one has to wait as well."""
     conn.execute("update dispatcher.lease set timeline = '000000FF'")
     clock = Clock()
@@ -457,5 +426,3 @@ def test_a_wait_after_a_promotion_is_not_cut_short_by_another_change_of_leader(
         assert third.connect()
         assert third.contend()
         assert third.may_claim(), "it has been waited for"
-
-

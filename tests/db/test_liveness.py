@@ -13,9 +13,7 @@ from tests.db.contenders import backend, beat, closed, contender, gone, register
 
 
 def row(conn: Connection, replica: int) -> Any:
-    return conn.execute(
-        "select incarnation, backend_pid from dispatcher.replica where id = %s", [replica]
-    ).fetchone()
+    return conn.execute("select incarnation, backend_pid from dispatcher.replica where id = %s", [replica]).fetchone()
 
 
 def present(conn: Connection, replica: int) -> bool:
@@ -121,9 +119,7 @@ def enqueue(conn: Connection, count: int) -> list[int]:
     return [id for (id,) in rows]
 
 
-def test_a_claim_whose_answer_was_lost_is_found_by_its_living_owner_and_given_back(
-    dsn: str, conn: Connection
-) -> None:
+def test_a_claim_whose_answer_was_lost_is_found_by_its_living_owner_and_given_back(dsn: str, conn: Connection) -> None:
     ids = enqueue(conn, 3)
     replica = register(conn)
     with contender(dsn, replica) as lease:
@@ -143,7 +139,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_living_owner_and_given_ba
 
 
 def test_a_claim_cannot_commit_once_its_session_is_ended(dsn: str, conn: Connection) -> None:
-    """The next session of the replica sees all claims of the one before: its lock is freed only after they committed."""
+    """The replica's next session sees all claims of the one before: its lock is freed only after they committed."""
     ids = enqueue(conn, 1)
     replica = register(conn)
     with contender(dsn, replica) as lease, contender(dsn, replica) as anew:

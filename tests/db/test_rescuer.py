@@ -85,7 +85,9 @@ def running_job(conn: Connection, owner: int, *, attempt: int = 1, failures: int
         [attempt, failures, owner],
     ).fetchone()
     assert row is not None
-    conn.execute("insert into dispatcher.claim (owner, term, job_ids) values (%s, 1, array[%s::bigint])", [owner, row[0]])
+    conn.execute(
+        "insert into dispatcher.claim (owner, term, job_ids) values (%s, 1, array[%s::bigint])", [owner, row[0]]
+    )
     return int(row[0])
 
 
@@ -120,9 +122,7 @@ def test_a_job_that_keeps_killing_its_process_fails_for_good(conn: Connection, o
     assert job(conn, id)[:3] == ("failed", 3, 3)
 
 
-def test_a_present_owner_keeps_its_jobs_however_long_they_take(
-    dsn: str, conn: Connection, observer: Observer
-) -> None:
+def test_a_present_owner_keeps_its_jobs_however_long_they_take(dsn: str, conn: Connection, observer: Observer) -> None:
     owner = register(conn)
     id = running_job(conn, owner)
     with contender(dsn, owner) as alive:
@@ -274,7 +274,6 @@ SLEEPER = "import sys; print(flush=True); sys.stdin.read()"
 def process_with(identity: Identity, *, holds_lock: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], Process]]:
     """A living process, as a replica would have registered it."""
 
-
     fds = (identity.lock_fd,) if holds_lock else ()
     with subprocess.Popen(
         [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds
@@ -330,5 +329,3 @@ def test_a_process_of_another_host_is_never_touched(
         observer.rescuer.look()
         assert process.poll() is None
     identity.close()
-
-

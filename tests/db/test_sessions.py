@@ -66,14 +66,17 @@ LEASE_LIMITS = SessionLimits(statement_s=3.0, idle_s=5.0, silence_s=5.0)
 
 @contextlib.contextmanager
 def role_defaults(server: EmbeddedPostgres, dsn: str, settings: dict[str, str]) -> Iterator[None]:
-    """Defaults of the role in this database, as an administrator may have set them; search_path takes a list, not a text."""
+    """Defaults of the role in this database, as an administrator may have set them."""
     params = conninfo.conninfo_to_dict(dsn)
     role, database = sql.Identifier(str(params["user"])), sql.Identifier(str(params["dbname"]))
     with psycopg.connect(server.dsn, autocommit=True) as superuser:
         for name, value in settings.items():
+            # These two take a list, not a text.
             literal = sql.SQL(value) if name in ("search_path", "datestyle") else sql.Literal(value)
             superuser.execute(
-                sql.SQL("alter role {} in database {} set {} = {}").format(role, database, sql.Identifier(name), literal)
+                sql.SQL("alter role {} in database {} set {} = {}").format(
+                    role, database, sql.Identifier(name), literal
+                )
             )
         yield
         superuser.execute(sql.SQL("alter role {} in database {} reset all").format(role, database))
@@ -82,7 +85,7 @@ def role_defaults(server: EmbeddedPostgres, dsn: str, settings: dict[str, str]) 
 def test_pins_beat_the_roles_defaults(server: EmbeddedPostgres, dsn: str) -> None:
     tamer = {name: value for name, value in HOSTILE.items() if not name.endswith("_timeout")}
     with role_defaults(server, dsn, tamer), connect_session(dsn, name="pinned", limits=LEASE_LIMITS) as conn:
-        seen = dict(conn.execute("select name, current_setting(name) from pg_settings").fetchall())
+        seen: dict[str, str] = dict(conn.execute("select name, current_setting(name) from pg_settings").fetchall())
         assert {name: seen[name] for name in PINNED} == PINNED
         # Not only shown: in effect.
         assert conn.execute("show transaction_isolation").fetchone() == ("read committed",)
@@ -95,7 +98,9 @@ def test_pins_beat_the_roles_timeouts(server: EmbeddedPostgres, dsn: str) -> Non
         assert conn.execute("select 1 from pg_sleep(0.3)").fetchone() == (1,)
 
 
-def test_a_replica_leads_under_a_read_only_serializable_role(server: EmbeddedPostgres, dsn: str, conn: Connection) -> None:
+def test_a_replica_leads_under_a_read_only_serializable_role(
+    server: EmbeddedPostgres, dsn: str, conn: Connection
+) -> None:
     replica = register(conn)
     hostile = {name: HOSTILE[name] for name in ("default_transaction_isolation", "default_transaction_read_only")}
     with role_defaults(server, dsn, hostile), contender(dsn, replica) as lease:
@@ -152,5 +157,3 @@ def test_the_daemon_logs_no_password_when_a_session_is_refused() -> None:
     with pytest.raises(DatabaseUnavailable) as refused:
         connect_session(dsn, name="x", limits=SessionLimits())
     assert "hunter2" not in str(refused.value)
-
-

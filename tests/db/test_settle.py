@@ -55,9 +55,7 @@ def test_outcome_is_in_the_row_and_counted(conn: Connection, lease: Connection, 
     assert len(settling.inflight) == 0
 
 
-def test_late_attempt_changes_nothing_and_is_counted(
-    conn: Connection, lease: Connection, settling: Settling
-) -> None:
+def test_late_attempt_changes_nothing_and_is_counted(conn: Connection, lease: Connection, settling: Settling) -> None:
     id = enqueue(conn)
     (late,) = claim(lease)
     conn.execute("update dispatcher.job set state = 'pending' where id = %s", (id,))  # as a rescue does
@@ -90,9 +88,7 @@ def test_one_group_holds_every_kind_of_end(conn: Connection, lease: Connection, 
         lambda j: Outcome.snooze(j, 60.0),
         Outcome.release,
     ]
-    settling.settle(
-        *(execution(jobs[id], end(as_job(jobs[id]))) for id, end in zip(ids, ended, strict=True))
-    )
+    settling.settle(*(execution(jobs[id], end(as_job(jobs[id]))) for id, end in zip(ids, ended, strict=True)))
     rows = [job(conn, id) for id in ids]
     assert [row["state"] for row in rows] == [
         "succeeded",
@@ -111,9 +107,7 @@ def test_one_group_holds_every_kind_of_end(conn: Connection, lease: Connection, 
     assert settling.told == [True]
 
 
-def test_errors_are_appended_with_time_and_attempt(
-    conn: Connection, lease: Connection, settling: Settling
-) -> None:
+def test_errors_are_appended_with_time_and_attempt(conn: Connection, lease: Connection, settling: Settling) -> None:
     id = enqueue(conn)
     for number in (1, 2, 3):
         (claimed,) = claim(lease)
@@ -212,7 +206,9 @@ def test_absurd_pause_harms_no_other_job_and_can_be_read(
 ) -> None:
     ids = [enqueue(conn) for _ in range(3)]
     claimed = claim(lease)
-    settling.settle(*(execution(c, Outcome.retry(as_job(c), after if n == 1 else 60.0, ERROR)) for n, c in enumerate(claimed)))
+    settling.settle(
+        *(execution(c, Outcome.retry(as_job(c), after if n == 1 else 60.0, ERROR)) for n, c in enumerate(claimed))
+    )
     assert [state(conn, id) for id in (ids[0], ids[2])] == ["scheduled", "scheduled"]
     assert job(conn, ids[1])["state"] in {"scheduled", "pending"}
     assert len(settling.inflight) == 0
@@ -255,9 +251,7 @@ def test_answer_lost_on_the_way_is_recorded_once(dsn: str, conn: Connection, lea
     settling.completer.close()
 
 
-def test_ended_session_is_replaced_and_nothing_lost(
-    conn: Connection, lease: Connection, settling: Settling
-) -> None:
+def test_ended_session_is_replaced_and_nothing_lost(conn: Connection, lease: Connection, settling: Settling) -> None:
     ids = [enqueue(conn) for _ in range(6)]
     claimed = claim(lease)
     settling.settle(execution(claimed[0]))
@@ -290,12 +284,10 @@ def test_retry_of_a_job_that_somebody_canceled_becomes_canceled(
     row = job(conn, id)
     assert row["state"] == "canceled"
     assert row["finished_at"] is not None
-    assert value(conn, "select live_key is null and listed is null from dispatcher.job where id = %s", id)
+    assert value(conn, "select live_key is null and listed = 'troubled' from dispatcher.job where id = %s", id)
 
 
-def test_last_progress_is_written_before_the_end(
-    conn: Connection, lease: Connection, settling: Settling
-) -> None:
+def test_last_progress_is_written_before_the_end(conn: Connection, lease: Connection, settling: Settling) -> None:
     id = enqueue(conn)
     (claimed,) = claim(lease)
     for percent in range(100):

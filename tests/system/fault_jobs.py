@@ -1,4 +1,4 @@
-"""Executors for tests of faults. Each writes down when it begins and ends, in one write a line that no other can split."""
+"""Executors for tests of faults. Each notes when it begins and ends, in one write a line that no other can split."""
 
 import ctypes
 import json

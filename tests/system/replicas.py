@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -171,8 +172,7 @@ class Fleet:
     def start(self, *, dsn: str | None = None, **settings: str) -> Replica:
         """A replica, once its lease session stands and it listens: it leads or stands by."""
         replica = self.launch(dsn=dsn, **settings)
-        replica.id = until(lambda: self._connected(replica), "the replica has connected")
-        until(lambda: replica.metric("dispatcher_listener_connected"), "the replica listens")
+        self._until_up(replica)
         return replica
 
     def launch(self, *, dsn: str | None = None, **settings: str) -> Replica:
@@ -186,6 +186,14 @@ class Fleet:
         replica = self.start(dsn=dsn, **settings)
         self.until_leads(replica)
         return replica
+
+    def start_pair(self, **settings: str) -> tuple[Replica, Replica]:
+        """Two replicas: the one that leads, and the one that stands by."""
+        one, other = self.launch(**settings), self.launch(**settings)
+        self._until_up(one)
+        self._until_up(other)
+        leader_pid = until(self.leader_pid, "one of them leads")
+        return (one, other) if leader_pid == one.pid else (other, one)
 
     def until_leads(self, replica: Replica, timeout_s: float = PATIENCE_S) -> None:
         """Waits until this replica's session holds the lease."""
@@ -250,6 +258,10 @@ class Fleet:
         wanted = set(ids)
         until(lambda: wanted <= {event.job for event in self.events("start", pid=pid)}, "the jobs have started")
 
+    def _until_up(self, replica: Replica) -> None:
+        replica.id = until(lambda: self._connected(replica), "the replica has connected")
+        until(lambda: replica.metric("dispatcher_listener_connected"), "the replica listens")
+
     def _connected(self, replica: Replica) -> int:
         assert replica.alive, "the replica did not start: " + replica.log_file.read_text()[-3000:]
         rows = self.query("select id from dispatcher.replica where pid = %s and incarnation > 0", replica.pid)
@@ -257,7 +269,7 @@ class Fleet:
 
 
 def overlaps(events: list[Event], deaths: dict[int, float] | None = None) -> list[tuple[Event, Event]]:
-    """Attempts of one job that ran at the same time. An attempt without an end lasted until the death of its process."""
+    """Attempts of one job that ran at the same time. One without an end lasted until the death of its process."""
     attempts: dict[int, list[tuple[float, float, Event]]] = defaultdict(list)
     for start in (event for event in events if event.what == "start"):
         ends = [
@@ -270,30 +282,23 @@ def overlaps(events: list[Event], deaths: dict[int, float] | None = None) -> lis
     found = []
     for spans in attempts.values():
         ordered = sorted(spans, key=lambda span: span[0])
-        for (_, end, first), (begin, _, second) in zip(ordered, ordered[1:], strict=False):
+        for (_, end, first), (begin, _, second) in itertools.pairwise(ordered):
             if begin < end:
                 found.append((first, second))
     return found
 
 
+OURS = "application_name like %s and datname = current_database() and pid <> pg_backend_pid()"
+
+
 def count_sessions(conn: psycopg.Connection, name: str) -> int:
     """How many sessions of daemons have an application name like `name`."""
-    row = conn.execute(
-        "select count(*) from pg_stat_activity where application_name like %s and datname = current_database()"
-        " and pid <> pg_backend_pid()",
-        [name],
-    ).fetchone()
-    return row[0] if row else 0
+    return len(conn.execute(f"select pid from pg_stat_activity where {OURS}", [name]).fetchall())
 
 
 def end_sessions(conn: psycopg.Connection, name: str) -> int:
     """Ends the daemons' sessions whose application name is like `name`; how many there were."""
-    rows = conn.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like %s and datname = current_database()"
-        " and pid <> pg_backend_pid()",
-        [name],
-    ).fetchall()
-    return len(rows)
+    return len(conn.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {OURS}", [name]).fetchall())
 
 
 def _free_port() -> int:

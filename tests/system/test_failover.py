@@ -24,11 +24,6 @@ def leader(fleet: Fleet) -> Replica:
     return fleet.start_leader()
 
 
-@pytest.fixture
-def standby(fleet: Fleet, leader: Replica) -> Replica:
-    return fleet.start()
-
-
 def ask_to_resign(fleet: Fleet, replica: Replica) -> None:
     """As `dispatcher leader resign` does."""
     fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign ' || %s)", [replica.id, fleet.term()])
@@ -41,7 +36,8 @@ def open_gate(fleet: Fleet) -> None:
 # kill -9
 
 
-def test_after_kill_9_of_the_leader_the_standby_claims(fleet: Fleet, leader: Replica, standby: Replica) -> None:
+def test_after_kill_9_of_the_leader_the_standby_claims(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     fleet.until_all(fleet.enqueue("quick"))
     killed = time.monotonic()
     leader.send(signal.SIGKILL)
@@ -53,10 +49,9 @@ def test_after_kill_9_of_the_leader_the_standby_claims(fleet: Fleet, leader: Rep
     assert fleet.term() == 2
 
 
-def test_the_jobs_of_a_killed_leader_are_run_again_by_the_standby_and_nothing_is_lost(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_the_jobs_of_a_killed_leader_are_run_again_by_the_standby_and_nothing_is_lost(fleet: Fleet) -> None:
     """Its death is proven on the same host: nobody waits for orphan_after."""
+    leader, standby = fleet.start_pair()
     ids = fleet.enqueue("hold", 3, until=str(fleet.gate()))
     fleet.until_started(ids, pid=leader.pid)
     quick = fleet.enqueue("quick", 200)
@@ -75,9 +70,8 @@ def test_the_jobs_of_a_killed_leader_are_run_again_by_the_standby_and_nothing_is
     assert standby.metric("dispatcher_jobs_rescued_total") >= 3
 
 
-def test_a_killed_standby_that_still_runs_jobs_loses_them_to_the_leader(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_a_killed_standby_that_still_runs_jobs_loses_them_to_the_leader(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     [id] = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started([id], pid=leader.pid)
     ask_to_resign(fleet, leader)
@@ -91,9 +85,8 @@ def test_a_killed_standby_that_still_runs_jobs_loses_them_to_the_leader(
 # SIGSTOP past the lease
 
 
-def test_a_leader_stopped_past_the_lease_stands_by_once_it_wakes_and_no_job_runs_twice_at_once(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_a_leader_stopped_past_the_lease_stands_by_once_it_wakes_and_no_job_runs_twice_at_once(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(held, pid=leader.pid)
     leader.send(signal.SIGSTOP)
@@ -134,37 +127,26 @@ def test_a_late_outcome_changes_nothing_and_is_counted(fleet: Fleet, leader: Rep
 # Sessions ended
 
 
-@pytest.mark.parametrize(
-    ("name", "times"),
-    [
-        ("lease %", 3),
-        ("completer", 3),
-        ("listener", 3),
-        ("stager", 3),
-        ("rescuer", 3),
-        ("pruner", 1),  # these two look only now and then, and connect again only then
-        ("gauges", 1),
-        ("%", 3),
-    ],
-)
-def test_ended_sessions_of_every_kind_cost_no_job(fleet: Fleet, leader: Replica, name: str, times: int) -> None:
+def test_ended_sessions_of_every_kind_cost_no_job(fleet: Fleet, leader: Replica) -> None:
+    """One kind after another; the pruner and the gauges connect again only when they next look, now and then."""
     held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(held)
-    ids = fleet.enqueue("quick", 30, seconds=0.02)
-    for _ in range(times):
-        until(lambda: end_sessions(fleet.conn, f"dispatcher {name}"), f"there is a session {name}", 5)
-        ids += fleet.enqueue("quick", 10)
+    ids = []
+    kinds = ["lease %", "completer", "listener", "stager", "rescuer"]
+    for kind in [*kinds, "pruner", "gauges", *kinds, "%", "%"]:
+        ids += fleet.enqueue("quick", 10, seconds=0.01)
+        until(lambda kind=kind: end_sessions(fleet.conn, f"dispatcher {kind}"), f"there is a session {kind}", 5)
     open_gate(fleet)
     fleet.until_all(held + ids)
     assert leader.alive
     assert not overlaps(fleet.events())
     assert len({event.job for event in fleet.events("end")}) == len(held + ids)
     assert not fleet.query("select id from dispatcher.job where failures > 0")
+    assert {fleet.job(id)["attempt"] for id in held} == {1}
 
 
-def test_ended_sessions_while_another_replica_stands_by_leave_one_leader(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_ended_sessions_while_another_replica_stands_by_leave_one_leader(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     ids = []
     for _ in range(5):
         ids += fleet.enqueue("quick", 20)
@@ -173,28 +155,25 @@ def test_ended_sessions_while_another_replica_stands_by_leave_one_leader(
     fleet.until_all(ids)
     assert not overlaps(fleet.events())
     until(lambda: fleet.leader_pid() in (leader.pid, standby.pid), "one of them leads")
-    until(
-        lambda: leader.metric("dispatcher_leader") + standby.metric("dispatcher_leader") == 1, "one of them knows it"
-    )
+    until(lambda: leader.metric("dispatcher_leader") + standby.metric("dispatcher_leader") == 1, "one of them knows it")
 
 
 # PostgreSQL itself
 
 
-@pytest.mark.parametrize("how", ["kill -9", "immediate", "fast"])
+@pytest.mark.parametrize("how", ["kill -9", "fast"])
 def test_replicas_come_back_by_themselves_after_postgresql(
     postgres: EmbeddedPostgres, postgres_dsn: str, tmp_path: Path, how: str
 ) -> None:
     with Fleet(postgres_dsn, tmp_path) as fleet:
-        fleet.start_leader(orphan_after="20s")
-        fleet.start(orphan_after="20s")
+        fleet.start_pair(orphan_after="20s")
         held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
         ids = fleet.enqueue("quick", 40, seconds=0.05)
         fleet.until_started([*held, ids[0]])
         if how == "kill -9":
             postgres.kill()
         else:
-            postgres.stop("immediate" if how == "immediate" else "fast")
+            postgres.stop()
         open_gate(fleet)  # they end while there is nobody to tell
         until(lambda: len([e for e in fleet.events("end") if e.job in held]) == 2, "the held jobs have ended")
         postgres.start()
@@ -210,17 +189,16 @@ def test_replicas_come_back_by_themselves_after_postgresql(
 # A graceful stop
 
 
-def test_sigterm_gives_the_lease_away_first_and_lets_running_jobs_finish(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_sigterm_gives_the_lease_away_first_and_lets_running_jobs_finish(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(held, pid=leader.pid)
     leader.send(signal.SIGTERM)
     told = time.monotonic()
-    ids = fleet.enqueue("quick", 10)
     fleet.until_leads(standby)
     print(f"\nstandby leads {1000 * (time.monotonic() - told):.0f} ms after SIGTERM")
     assert leader.alive, "its jobs still run"
+    ids = fleet.enqueue("quick", 10)
     fleet.until_all(ids)
     assert {event.pid for event in fleet.events("start") if event.job in ids} == {standby.pid}
     assert set(fleet.states(held).values()) == {"running"}
@@ -249,9 +227,8 @@ def test_sigterm_returns_unstarted_jobs_without_using_up_a_try(fleet: Fleet) -> 
     assert fleet.events("end", pid=standby.pid)
 
 
-def test_jobs_that_heed_the_shutdown_go_back_without_using_up_a_try(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_jobs_that_heed_the_shutdown_go_back_without_using_up_a_try(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     ids = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(ids, pid=leader.pid)
     leader.send(signal.SIGTERM)
@@ -295,9 +272,8 @@ def test_a_second_sigterm_hurries(fleet: Fleet) -> None:
     assert fleet.job(id)["state"] == "scheduled"
 
 
-def test_asked_to_resign_the_leader_hands_over_and_its_jobs_go_on(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_asked_to_resign_the_leader_hands_over_and_its_jobs_go_on(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     held = fleet.enqueue("hold", 2, until=str(fleet.gate()))
     fleet.until_started(held, pid=leader.pid)
     ask_to_resign(fleet, leader)
@@ -317,9 +293,8 @@ def test_asked_to_resign_with_nobody_to_take_over_the_leader_leads_again(fleet: 
     fleet.until_all(fleet.enqueue("quick", 5))
 
 
-def test_a_word_to_resign_that_came_late_does_not_end_a_later_term(
-    fleet: Fleet, leader: Replica, standby: Replica
-) -> None:
+def test_a_word_to_resign_that_came_late_does_not_end_a_later_term(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair()
     ask_to_resign(fleet, standby)
     fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign')", [standby.id])
     fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'unheard of')", [standby.id])
@@ -345,5 +320,3 @@ def test_on_another_timeline_the_leader_waits_before_its_first_claim(fleet: Flee
     started = fleet.value("select extract(epoch from started_at)::float8 from dispatcher.job where id = %s", id)
     assert started - led >= 1.4
     assert fleet.value("select timeline from dispatcher.lease") != "000000FF"
-
-

@@ -87,9 +87,7 @@ def test_sleep_without_a_cancel_just_ends(ctx: Context) -> None:
     ctx.sleep(0.001)
 
 
-def test_callbacks_are_called_once_and_a_bad_one_harms_no_other(
-    ctx: Context, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_callbacks_are_called_once_and_a_bad_one_harms_no_other(ctx: Context, caplog: pytest.LogCaptureFixture) -> None:
     called: list[str] = []
 
     def bad() -> None:
@@ -126,9 +124,7 @@ def test_progress_message_can_be_written(ctx: Context, runtime: Noted, given: An
 
 
 @pytest.mark.parametrize("given", ["half", None, object()])
-def test_progress_that_is_no_number_is_the_executor_s_own_error(
-    ctx: Context, runtime: Noted, given: Any
-) -> None:
+def test_progress_that_is_no_number_is_the_executor_s_own_error(ctx: Context, runtime: Noted, given: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         ctx.progress(given)
     assert not runtime.notes

@@ -25,7 +25,8 @@ from dispatcher.identity import Identity
 identity = Identity(pathlib.Path(sys.argv[1]))
 child = None
 if sys.argv[2] == "child":
-    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=0, pass_fds=(identity.lock_fd,))
+    program = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    child = subprocess.Popen(program, stdin=0, pass_fds=(identity.lock_fd,))
 p = identity.process
 print(repr((p.host, p.pid, p.boot_id, p.pid_namespace, p.start, p.lock_file, child and child.pid)), flush=True)
 sys.stdin.read()
@@ -54,7 +55,6 @@ def start(folder: Path, *, child: bool = False) -> Other:
         text=True,
     )
     assert popen.stdout is not None
-
 
     host, pid, boot_id, pid_namespace, begun, lock_file, child_pid = ast.literal_eval(popen.stdout.readline())
     return Other(popen, Process(host, pid, boot_id, pid_namespace, begun, lock_file), child_pid)
@@ -146,7 +146,6 @@ def test_a_surviving_child_is_no_proof_until_it_is_gone_as_well(tmp_path: Path) 
         other.die()
         assert not proven_dead(other.process), "what it started still works for its jobs"
         signal.pidfd_send_signal(child, signal.SIGKILL)
-
 
         select.select([child], [], [], 5)
         assert proven_dead(other.process)

@@ -151,7 +151,7 @@ def test_crash_counts_as_a_failure() -> None:
     assert error(crash(0))["kind"] == "crash"
 
 
-# -- results that are no JSON -------------------------------------------------------------------------------------------
+# Results that are no JSON.
 
 
 def cycle() -> Any:
@@ -234,7 +234,7 @@ def test_what_is_encoded_reads_back_and_what_is_refused_says_why(value: Any) -> 
     text.encode()
 
 
-# -- errors -----------------------------------------------------------------------------------------------------------
+# Errors.
 
 
 @given(st.text(st.characters(codec=None, exclude_categories=[])))
@@ -306,7 +306,8 @@ def test_cause_and_stack_are_kept() -> None:
         except KeyError as inner:
             raise Fail("outer") from inner
     except Fail as exc:
-        assert "inner" in error(end(Raised(exc)))["trace"]
+        outcome = end(Raised(exc))
+    assert "inner" in error(outcome)["trace"]
     timed_out = settle(
         a_job(), Raised(Interrupted(CancelReason.TIMEOUT)), CancelReason.TIMEOUT, policy=POLICY, stack="in f()"
     )

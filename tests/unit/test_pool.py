@@ -160,9 +160,7 @@ def test_result_that_is_not_json_fails_its_own_job(pool: Pool, value: Any) -> No
     ],
     ids=["digits", "depth", "checkpoint"],
 )
-def test_payload_that_python_cannot_read_fails_its_own_job(
-    pool: Pool, payload: str, checkpoint: str | None
-) -> None:
+def test_payload_that_python_cannot_read_fails_its_own_job(pool: Pool, payload: str, checkpoint: str | None) -> None:
     """PostgreSQL stores such numbers and such depths, so that any client can enqueue them."""
     execution = pool.end(lambda job, ctx: "never", payload, checkpoint=checkpoint)
     assert outcome(execution).state in {State.FAILED, State.SCHEDULED}
@@ -195,7 +193,7 @@ def test_model_that_breaks_fails_its_own_job(pool: Pool, exc: BaseException) -> 
 def test_megabyte_logs_and_errors_harm_nobody(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
     def run(job: Job, ctx: Context) -> str:
         ctx.logger.info("x" * 2**20)
-        ctx.logger.info("bad arguments %d %d", "one")
+        ctx.logger.info("bad arguments %d %d", "one")  # noqa: PLE1206 - as executors do
         raise ValueError("y" * 2**20)
 
     logging.raiseExceptions, before = False, logging.raiseExceptions
@@ -277,7 +275,7 @@ def test_completion_without_a_commit_is_a_failure(pool: Pool) -> None:
     assert "did not commit" in outcome(pool.end(run)).errors
 
 
-# -- no thread idles while a job waits ----------------------------------------------------------------------------------
+# No thread idles while a job waits.
 
 
 class Crowd:
@@ -300,11 +298,11 @@ def quick(_job: Job, _ctx: Context) -> None:
 def test_slow_jobs_after_a_burst_of_quick_ones_get_every_thread(threads: int, burst: int) -> None:
     """The slow ones meet, so each needs a thread of its own: one that idles beside them would end the test."""
     pool = Pool(threads)
-    for round in range(1, 4):
+    for turn in range(1, 4):
         jobs = [pool.make(quick) for _ in range(burst)]
         jobs += [pool.make(crowd) for crowd in [Crowd(threads)] for _ in range(threads)]
         pool.submit(*jobs)
-        pool.wait(round * len(jobs))
+        pool.wait(turn * len(jobs))
     assert all(outcome(execution).state is State.SUCCEEDED for execution in pool.ended.values())
 
 

@@ -2,9 +2,11 @@
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -129,10 +131,25 @@ def test_python_examples_compile_and_import_what_exists(block: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/executors.md", "docs/operations.md"]
+    "file",
+    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/executors.md", "docs/operations.md"],
 )
 def test_links_lead_to_files(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("https://"):
             assert ((ROOT / file).parent / target).exists(), target
+
+
+def test_executors_of_the_examples_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)):
+        if "@executor" not in block:
+            continue
+        module = ModuleType(f"example_{number}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(block, module.__name__, "exec"), vars(module))  # it is our own text
+        registry = dispatcher.Registry()
+        registry.add_module(module)
+        (spec,) = registry
+        # Published as one array of all types' timeouts, which must be numbers of one kind.
+        assert isinstance(spec.timeout_s, float)

@@ -1,0 +1,170 @@
+"""The plans of hot statements do not depend on statistics, which for a queue are always out of date."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from dispatcher.sql import statement
+
+from dispatcher.db import Connection
+from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.outcome import Outcome
+from dispatcher.queries import claims, outcomes, upkeep
+from tests import servers
+from tests.db.running import as_job, claim, publish, session
+
+Plans = dict[tuple[str, str], str]
+
+STAGES = ["no statistics", "200,000 rows, statistics of none", "a million rows, statistics of none", "a million rows"]
+
+# By which indexes of the job table each statement finds its rows.
+EXPECTED = {
+    "claim_jobs": {"job_lane", "job_pkey"},
+    "list_lanes": {"job_lane"},
+    "share_lanes": {"job_lane"},
+    "finish_jobs": {"job_pkey"},
+    "finish_free_jobs": {"job_pkey"},
+    "reschedule_jobs": {"job_pkey"},
+    "release_jobs": {"job_pkey"},
+    "list_still_running": {"job_pkey"},
+    "list_canceled": {"job_pkey"},
+    "write_progress": {"job_pkey"},
+    "mark_timed_out": {"job_pkey"},
+    "promote_jobs": {"job_due", "job_pkey"},
+    "next_due": {"job_due"},
+    "list_orphans": {"job_pkey"},
+    "count_running": {"job_pkey"},
+    "own_running": {"job_pkey"},
+    "ask_overdue_owners": {"job_pkey"},
+    "prune_jobs": {"job_pkey"},
+    "get_job": {"job_pkey"},
+}
+
+
+def plan(conn: Connection, name: str, argument: str = "null") -> str:
+    """The plan of a statement, as the session makes it; a daemon's makes it without a look at the arguments."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    text = re.sub(r"%\((\w+)\)s", number, statement(name).decode()).replace("%%", "%")
+    conn.execute(f"prepare hot as {text}".encode(), prepare=False)
+    arguments = f"({', '.join([argument] * len(names))})" if names else ""
+    rows = conn.execute(f"explain (costs off) execute hot{arguments}".encode(), prepare=False).fetchall()
+    conn.execute("deallocate hot", prepare=False)
+    return "\n".join(line for (line,) in rows)
+
+
+def add(conn: psycopg.Connection, count: int) -> None:
+    """Most are pending in four lanes; some are due, running and finished, as in a queue."""
+    conn.execute(
+        """
+        insert into dispatcher.job (type, tenant, state, run_at, owner, attempt, finished_at, payload)
+        select 'quick', 'tenant ' || n %% 4,
+               case when n %% 10 < 6 then 'pending' when n %% 10 < 7 then 'scheduled' when n %% 10 < 9 then 'succeeded'
+                    else 'failed' end,
+               case when n %% 10 = 6 then now() + interval '1 day' end, 1, 1,
+               case when n %% 10 > 6 then now() end, '{}'
+        from generate_series(1, %s) n
+        """,
+        (count,),
+    )
+
+
+@pytest.fixture(scope="module")
+def database(server: EmbeddedPostgres) -> Iterator[str]:
+    """A database that grows to a million jobs."""
+    name = servers.add_database(server, template=servers.MIGRATED)
+    yield servers.role_dsn(server, name)
+    servers.drop_database(server, name)
+
+
+@pytest.fixture(scope="module")
+def plans(database: str) -> Plans:
+    """All plans at each stage; autovacuum does not interfere."""
+    found: Plans = {}
+
+    def note(stage: str) -> None:
+        with session(database) as daemon:
+            found.update({(stage, name): plan(daemon, name) for name in EXPECTED})
+
+    with psycopg.connect(database, autocommit=True) as conn:
+        publish(conn)
+        for table in ("job", "claim", "type"):
+            conn.execute(f"alter table dispatcher.{table} set (autovacuum_enabled = off)".encode())
+        note(STAGES[0])
+        conn.execute("analyze dispatcher.job, dispatcher.claim, dispatcher.type")
+        add(conn, 200_000)
+        note(STAGES[1])
+        add(conn, 800_000)
+        note(STAGES[2])
+        conn.execute("analyze dispatcher.job")
+        note(STAGES[3])
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.timeout(120)  # the first one makes the million
+def test_jobs_are_found_by_index_in_nested_loops(plans: Plans, stage: str, name: str) -> None:
+    text = plans[stage, name]
+    used = set(re.findall(r"Index (?:Only )?Scan(?: Backward)? using (job_\w+) on job", text))
+    assert used == EXPECTED[name], text
+    for bad in ("Seq Scan on job", "Hash Join", "Merge Join", "Bitmap", "Gather"):
+        assert bad not in text, text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["claim_jobs", "share_lanes"])
+def test_a_lane_is_read_from_the_cursor_on_and_already_in_order(plans: Plans, stage: str, name: str) -> None:
+    text = plans[stage, name]
+    scan = text.index("using job_lane")
+    condition = text[scan:].splitlines()[1]
+    for part in ("Index Cond", "type", "tenant", "ROW(", "> ROW("):
+        assert part in condition, text
+    limit = text[:scan].rindex("Limit")
+    assert "Sort" not in text[limit:scan], text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["next_due", "promote_jobs"])
+def test_due_jobs_are_read_in_order(plans: Plans, stage: str, name: str) -> None:
+    text = plans[stage, name]
+    scan = text.index("using job_due")
+    assert "Sort" not in text[:scan], text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_pages_of_the_walk_are_read_in_order(plans: Plans, stage: str) -> None:
+    text = plans[stage, "prune_jobs"]
+    assert "Sort" not in text[: text.index("using job_pkey")], text
+
+
+def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
+    """Far above what it takes, and far below what it takes to look at every row."""
+    with session(database) as daemon:
+        took, lanes = [], claims.list_lanes(daemon)
+        for _ in range(3):
+            began = time.monotonic()
+            lanes = claims.list_lanes(daemon)
+            claimed = claim(daemon, lanes[0].type, take=1000, tenant=lanes[0].tenant)
+            results = [Outcome.succeeded(as_job(each), None) for each in claimed]
+            assert len(outcomes.finish_jobs(daemon, results, free_only=False)) == 1000
+            assert upkeep.next_due(daemon) is not None
+            took.append(time.monotonic() - began)
+        assert len(lanes) == 4
+        assert min(took) < 0.3
+
+
+def test_reader_s_own_session_finds_a_job_by_its_key(plans: Plans, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as client:
+        text = plan(client, "get_job", argument="1")
+    assert "Index Scan using job_pkey on job" in text
+    assert "Seq Scan on job" not in text

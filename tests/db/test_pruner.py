@@ -1,0 +1,152 @@
+"""The pruner removes what has ended long ago, page by page, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+
+from dispatcher.db import Connection
+from dispatcher.metrics import Metrics
+from dispatcher.services import pruner as pruner_module
+from dispatcher.services.pruner import Pruner
+from tests.db.running import open_transaction, publish, session, value
+
+DAY = timedelta(days=1)
+Make = Callable[..., Pruner]
+
+
+@pytest.fixture
+def make(dsn: str, conn: Connection) -> Iterator[Make]:
+    """Makes a pruner; keeps a day of what succeeded, and two weeks of the rest, unless told otherwise."""
+    publish(conn)
+    made: list[Pruner] = []
+
+    def make(*, leading: bool = True, succeeded: timedelta = DAY, failed: timedelta = 14 * DAY) -> Pruner:
+        stop = threading.Event()
+        stop.set()  # no pauses
+        made.append(
+            Pruner(
+                open_session=lambda: session(dsn),
+                leading=lambda: leading,
+                keep_succeeded=succeeded,
+                keep_failed=failed,
+                metrics=Metrics(),
+                stop=stop,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for pruner in made:
+        pruner.close()
+
+
+def add(conn: Connection, state: str, ended_days_ago: float, count: int = 1) -> list[int]:
+    """Jobs that ended so long ago, and were created an hour before."""
+    ended = ended_days_ago * 86400
+    query = """insert into dispatcher.job (type, state, payload, run_at, created_at, finished_at)
+               select 'quick', %s, '{}', now(), now() - make_interval(secs => %s + 3600),
+                      now() - make_interval(secs => %s)
+               from generate_series(1, %s) returning id"""
+    return [id for (id,) in conn.execute(query, (state, ended, ended, count))]
+
+
+def left(conn: Connection) -> list[int]:
+    return [id for (id,) in conn.execute("select id from dispatcher.job order by id")]
+
+
+def walk(pruner: Pruner) -> int:
+    """A whole walk; how many pages it took."""
+    for page in range(1, 1000):
+        if pruner.prune_page():
+            return page
+    raise AssertionError("it does not end")
+
+
+def test_retention_by_state(conn: Connection, make: Make) -> None:
+    gone = add(conn, "succeeded", 1.1)
+    kept = add(conn, "succeeded", 0.9)
+    for state in ("failed", "partial", "canceled"):
+        kept += add(conn, state, 13.9)
+        gone += add(conn, state, 14.1)
+    walk(make())
+    assert left(conn) == sorted(kept)
+    assert gone
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "scheduled", "blocked"])
+def test_unfinished_job_is_never_removed(conn: Connection, make: Make, state: str) -> None:
+    kept = add(conn, state, 1000)
+    walk(make(succeeded=timedelta(0), failed=timedelta(0)))
+    assert left(conn) == kept
+
+
+def test_walk_goes_over_every_page(conn: Connection, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages full of what stays (unfinished, locked, kept longer) do not end it."""
+    monkeypatch.setattr(pruner_module, "PAGE", 10)
+    kept = add(conn, "pending", 100, 25)
+    add(conn, "succeeded", 50, 15)
+    kept += add(conn, "failed", 5, 25)
+    add(conn, "failed", 30, 15)
+    pruner = make()
+    assert walk(pruner) >= 8
+    assert left(conn) == kept
+    add(conn, "succeeded", 50, 5)
+    walk(pruner)  # and the next walk begins at the front again
+    assert left(conn) == kept
+
+
+def test_walk_ends_where_all_jobs_are_too_young(conn: Connection, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruner_module, "PAGE", 10)
+    add(conn, "succeeded", 2, 10)
+    young = add(conn, "succeeded", 0.0, 500)
+    assert walk(make()) == 2
+    assert left(conn) == young
+
+
+def test_zero_retention_removes_at_once(conn: Connection, make: Make) -> None:
+    add(conn, "succeeded", 0.0, 3)
+    add(conn, "failed", 0.0, 3)
+    walk(make(succeeded=timedelta(0), failed=timedelta(0)))
+    assert left(conn) == []
+
+
+def test_locked_row_is_spared_until_the_next_walk(dsn: str, conn: Connection, make: Make) -> None:
+    ids = add(conn, "failed", 100, 5)
+    pruner = make()
+    with open_transaction(dsn, f"select from dispatcher.job where id = {ids[2]} for key share"):
+        walk(pruner)
+        assert left(conn) == [ids[2]]
+    walk(pruner)
+    assert left(conn) == []
+
+
+def test_retry_under_way_wins_over_the_pruner(dsn: str, conn: Connection, make: Make) -> None:
+    (id,) = add(conn, "failed", 100)
+    with open_transaction(dsn, f"select dispatcher.retry({id})") as user:
+        walk(make())
+        user.commit()
+    walk(make())
+    assert left(conn) == [id]
+    assert value(conn, "select state from dispatcher.job") == "pending"
+
+
+def test_standby_prunes_nothing(conn: Connection, make: Make) -> None:
+    ids = add(conn, "succeeded", 100)
+    make(leading=False).step()
+    assert left(conn) == ids
+
+
+def test_ended_session_is_replaced(conn: Connection, make: Make) -> None:
+    pruner = make()
+    walk(pruner)
+    assert pruner._conn is not None
+    conn.execute("select pg_terminate_backend(%s)", (pruner._conn.info.backend_pid,))
+    add(conn, "succeeded", 100)
+    pruner.step()
+    pruner._stop.clear()  # it opens a session only while nobody stops it
+    walk(pruner)
+    assert left(conn) == []
