@@ -13,6 +13,7 @@ from dispatcher.db import Connection
 from dispatcher.job import State
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes
+from dispatcher.services import completer as completer_module
 from tests.db.running import (
     Settling,
     as_job,
@@ -349,3 +350,48 @@ def test_settle_leaves_every_index_alone(conn: Connection, lease: Connection, se
     settling.completer._conn.execute("select pg_stat_force_next_flush()")
     settling.completer._conn.execute("select 1")
     assert hot() - before > 100
+
+
+def test_more_locked_rows_than_a_group_holds_do_not_starve_the_rest(
+    dsn: str, conn: Connection, lease: Connection, settling: Settling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody cancels all that runs of a type, and leaves that transaction open."""
+    monkeypatch.setattr(completer_module, "MAX_GROUP", 10)
+    locked = [enqueue(conn) for _ in range(15)]
+    free = [enqueue(conn) for _ in range(30)]
+    claimed = claim(lease)
+    with open_transaction(dsn, f"select dispatcher.cancel(id) from dispatcher.job where id <= {locked[-1]}"):
+        settling.put(*map(execution, claimed))
+        for _ in range(8):
+            settling.completer.step()
+        assert {state(conn, id) for id in free} == {"succeeded"}
+    for _ in range(8):
+        settling.completer.step()
+    assert {state(conn, id) for id in locked} == {"succeeded"}
+    assert (settling.finished("succeeded"), settling.stale()) == (45, 0)
+
+
+def test_progress_waits_for_a_locked_table_and_comes_before_the_end(
+    dsn: str, conn: Connection, lease: Connection, settling: Settling
+) -> None:
+    id = enqueue(conn)
+    (claimed,) = claim(lease)
+    settling.completer.report_progress(id, 1, 100.0, "all")
+    with open_transaction(dsn, "lock table dispatcher.job in share mode"):
+        settling.settle(execution(claimed))
+        assert state(conn, id) == "running"
+    settling.completer.step()
+    row = job(conn, id)
+    assert (row["state"], row["progress"], row["progress_message"]) == ("succeeded", 100.0, "all")
+    assert settling.finished("succeeded") == 1
+
+
+def test_large_results_are_recorded_however_many_end_at_once(
+    conn: Connection, lease: Connection, settling: Settling
+) -> None:
+    """Together they are more than one jsonb value may hold."""
+    ids = [enqueue(conn) for _ in range(20)]
+    text = '"' + "x" * 15_000_000 + '"'
+    settling.settle(*(execution(c, Outcome.succeeded(as_job(c), text)) for c in claim(lease)))
+    assert {state(conn, id) for id in ids} == {"succeeded"}
+    assert value(conn, "select min(length(result #>> '{}')) from dispatcher.job") == 15_000_000

@@ -280,7 +280,7 @@ def test_rounds_of_enqueuers_lose_no_wake_up(fleet: Fleet) -> None:
     """In each round some enqueue at about the same time, and the leader falls asleep after it: whoever's notification
     were lost would keep the round waiting."""
     rng, failed = random.Random(20), threading.Event()
-    stop = time.monotonic() + 8
+    stop = time.monotonic() + 5
     sessions = [psycopg.connect(fleet.dsn) for _ in range(5)]
 
     def enqueue_one(own: psycopg.Connection[Any], pause_s: float, kind: float, ids: list[int]) -> None:
@@ -316,7 +316,7 @@ def test_rounds_of_enqueuers_lose_no_wake_up(fleet: Fleet) -> None:
         rounds += 1
     for own in sessions:
         own.close()
-    assert rounds > 30
+    assert rounds > 20
 
 
 def test_slow_committer_beside_a_leader_that_falls_asleep_is_found(fleet: Fleet) -> None:

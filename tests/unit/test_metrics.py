@@ -127,7 +127,7 @@ def test_scrape_while_jobs_end(metrics: Metrics) -> None:
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        for _ in range(30):
+        for _ in range(5):
             generate_latest(metrics.registry)
     finally:
         stop.set()

@@ -82,7 +82,7 @@ class Pool:
         """How one job ends; the pool must take another one afterwards on each of its threads."""
         execution = self.make(run, payload, **options)
         self.submit(execution)
-        self.wait(1)
+        self.wait(1, 3.0)
         others = [self.make(lambda job, ctx: "fine") for _ in range(self.pool.threads)]
         self.submit(*others)
         self.wait(1 + len(others))
