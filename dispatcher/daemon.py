@@ -122,7 +122,7 @@ class Daemon:
 
     def _supervise(self) -> None:
         """Until told to stop: reloads, feeds the watchdog, says what this replica does, minds the trust."""
-        # A twentieth of orphan_after: jobs that heed are seen to have stopped, and the fence is put off, before it strikes.
+        # A twentieth of orphan_after: jobs that heed are seen to have stopped before the fence strikes.
         orphan_after_s = self._settings.orphan_after.total_seconds()
         pause_s = min(0.5, (sdnotify.watchdog_interval_s() or 2.0) / 4, orphan_after_s / 20)
         ready, said = False, ""

@@ -49,7 +49,6 @@ def check_dsn(dsn: str) -> dict[str, Any]:
     return params
 
 
-
 def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:
     """A plain connection in autocommit; raises DatabaseUnavailable in one line, never with the password."""
     params = check_dsn(dsn)

@@ -67,7 +67,7 @@ class Heart:
         self._stepped_at = time.monotonic()
         self._contend_from = 0.0
         self._doze_again_s = DOZE_AGAIN_S
-        self._striking = False
+        self._needed_at = 0.0  # when the fence was last armed
         self._resign_term: int | None = None
         self._look_at_own = False
         self.draining = threading.Event()
@@ -99,7 +99,7 @@ class Heart:
         self._dispatch.woken.set()
 
     def ask_to_resign(self, term: int | None = None) -> None:
-        """Gives the lease away in this term, the present one if none is named; a standby that is there takes it. Any thread."""
+        """Gives the lease away, but in this term only (the present one, if none is named). Any thread."""
         self._resign_term = self._lease.term if term is None else term
         self._dispatch.woken.set()
 
@@ -124,21 +124,23 @@ class Heart:
     def arm_fence(self) -> None:
         """Lets the kernel end this process before anyone may take its jobs, counted from the last good answer."""
         trusted = self._lease.trusted_from
-        if trusted is not None and not self._striking:
+        if trusted is not None:
+            self._needed_at = time.monotonic()
             self._fence.arm(trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
 
     def strike_in(self, seconds: float) -> None:
         """Lets the kernel end this process in so many seconds, whatever happens."""
-        self._striking = True
         self._fence.seal(fence.boottime() + seconds)
 
     def losing(self) -> bool:
         """True once the lease session has gone unanswered so long that jobs should stop. Any thread."""
         trusted = self._lease.trusted_from
         silent = trusted is not None and fence.boottime() - trusted > COOPERATION * self._orphan_after_s
-        if self.idle and (silent or self._lease.conn is None):
-            self._disarm_fence()  # who runs no job just reconnects; a claim arms it before its first job starts
+        if self.idle:
+            if silent or self._lease.conn is None:
+                self._disarm_fence()  # who runs no job just reconnects; a claim arms it before its first job starts
             return False
+        self.arm_fence()  # not only by the heart: without a session it does not come so far
         return silent
 
     def _turn(self) -> None:
@@ -232,7 +234,8 @@ class Heart:
             self._look_at_own = True
 
     def _disarm_fence(self) -> None:
-        if not self._striking:
+        # Not at once: a job that a thread has just taken neither waits nor is seen to run for an instant.
+        if time.monotonic() - self._needed_at > min(2 * self._heartbeat_s, 0.1 * self._orphan_after_s):
             self._fence.disarm()
 
     def _wait(self, seconds: float, *, clear: bool = True) -> None:

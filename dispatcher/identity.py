@@ -65,8 +65,8 @@ def forget(process: Process) -> None:
 
 
 def kill(process: Process) -> bool:
-    """Kills a process of this host that is still exactly the one registered: frozen, most likely. True if it was there; it
-    may need a moment to be gone.
+    """Kills a process of this host that is still exactly the one registered: frozen, most likely. True if it was
+    there; it may need a moment to be gone.
     """
     if not _same_kernel(process) or process.start is None or not hasattr(os, "pidfd_open"):
         return False

@@ -34,9 +34,7 @@ def binaries() -> Path | None:
         case folder:
             bindir = Path(folder)
     if bindir is None:
-        raise EmbeddedPostgresError(
-            "the PostgreSQL of DISPATCHER_TEST_POSTGRES is not there: try make venv-wheel"
-        )
+        raise EmbeddedPostgresError("the PostgreSQL of DISPATCHER_TEST_POSTGRES is not there: try make venv-wheel")
     return bindir
 
 

@@ -82,7 +82,7 @@ def stay_awake(conn: Connection, lease: int) -> bool:
     return row is not None and bool(row[0])
 
 
-def doze(conn: Connection, lease: int) -> bool:
-    """Gives the awake lock back; True where the leader may sleep after one more look."""
-    row = conn.execute(statement("doze"), {"lease": lease}).fetchone()
+def doze(conn: Connection, lease: int, *, give_back: bool) -> bool:
+    """Gives the awake lock back if it is held; True where the leader may sleep after one more look."""
+    row = conn.execute(statement("doze"), {"lease": lease, "give_back": give_back}).fetchone()
     return row is not None and bool(row[0])

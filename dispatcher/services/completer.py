@@ -86,13 +86,13 @@ class Completer:
 
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
-        group, self._again = self._collect(), []
+        group = self._collect()
         if not (group or self._progress or self._timed_out or self._inflight.has_empty_claims):
             return
         if self._conn is None:
             self._conn = patiently(self._open_session, stop=self._stop)
             if self._conn is None:
-                self._again = group
+                self._again = group + self._again
                 return
         try:
             self._write_notes(self._conn, group)
@@ -110,7 +110,7 @@ class Completer:
             left = [execution for execution in group if execution.key in self._inflight]
             for execution in left:
                 execution.resent = True
-            self._again = left
+            self._again = left + [execution for execution in self._again if execution not in left]
 
     def close(self) -> None:
         """Closes the session."""
@@ -119,7 +119,8 @@ class Completer:
             conn.close()
 
     def _collect(self) -> list[Execution]:
-        group = list(self._again)
+        # Half at most are those that were busy before: more locked rows than a group holds must not starve the rest.
+        group, self._again = self._again[: MAX_GROUP // 2], self._again[MAX_GROUP // 2 :]
         try:
             first = self._queue.get(timeout=self._patience())
             if first is not None:

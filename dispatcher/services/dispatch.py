@@ -92,7 +92,8 @@ class Dispatch:
         self.woken = threading.Event()
         """Set by whoever knows of work or of a free slot."""
         self.awake = False
-        """True while the awake lock is held: enqueuers do not notify."""
+        """True from when the awake lock was taken until a doze succeeded: enqueuers may rely on us to look."""
+        self._awake_lock_held = False
         self.busy = False
         """True if the latest round claimed something soon after another that did."""
         self.looked_everywhere = False
@@ -115,7 +116,7 @@ class Dispatch:
 
     def begin(self, conn: Connection, term: int) -> None:
         """Starts a term: forgets everything, and counts what runs elsewhere from the rows."""
-        self._term, self.awake = term, False
+        self._term, self.awake, self._awake_lock_held = term, False, False
         self._lanes.clear()
         self._read_again_at = 0.0
         self._count_elsewhere(conn)
@@ -191,22 +192,24 @@ class Dispatch:
         """True where the leader may wait for a notification, after it has looked once more."""
         if not self.awake:
             return True
-        self.awake = False
-        if lease.doze(conn, self._lease_number):
+        held, self._awake_lock_held = self._awake_lock_held, False
+        if lease.doze(conn, self._lease_number, give_back=held):
+            self.awake = False
             return True
-        self.stay_awake(conn)
-        return False
+        return False  # somebody who saw us awake has yet to commit: until a doze succeeds there is no sleep
 
     def end(self, conn: Connection) -> None:
         """Before the lease is given away: enqueuers must notify whoever leads next."""
-        if self.awake:
-            self.awake = False
-            lease.doze(conn, self._lease_number)
+        if self._awake_lock_held:
+            self._awake_lock_held = False
+            lease.doze(conn, self._lease_number, give_back=True)
+        self.awake = False
 
     def stay_awake(self, conn: Connection) -> None:
         """Lets enqueuers know that they need not notify."""
-        if not self.awake:
-            self.awake = lease.stay_awake(conn, self._lease_number)
+        if not self._awake_lock_held:
+            self._awake_lock_held = lease.stay_awake(conn, self._lease_number)
+            self.awake = self.awake or self._awake_lock_held
 
     def read_again(self) -> None:
         """The next round reads every lane from its start."""

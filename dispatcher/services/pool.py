@@ -150,7 +150,7 @@ class ThreadPool:
         execution.started_at = self._last_start = self._clock()
         try:
             job = _job(claimed, spec)
-        except Exception as exc:  # noqa: BLE001 - a model's own validators may raise anything
+        except BaseException as exc:  # noqa: BLE001 - a model's own validators may raise anything
             execution.outcome = Outcome.failed(_bare(claimed), JobError("payload", explain_misfit(exc)))
             self._end(execution)
             return
@@ -167,7 +167,7 @@ class ThreadPool:
         except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
             ending = Raised(exc)
         del self._inflight.executing[claimed.id]
-        if ctx.completed:
+        if ctx.completed and isinstance(ending, Returned):
             # The row knows. If it still says running, the transaction that was to complete it did not commit.
             ending = Raised(UncommittedCompletion("ctx.complete was called, but its transaction did not commit"))
         execution.outcome = self._settle(execution, job, ending, ctx.canceled)
@@ -223,7 +223,7 @@ class UncommittedCompletion(Exception):
     """The executor called ctx.complete and returned without a commit."""
 
 
-def explain_misfit(exc: Exception) -> str:
+def explain_misfit(exc: BaseException) -> str:
     """Which fields of a payload do not fit its model, and why."""
     if not isinstance(exc, ValidationError):
         return f"the payload cannot be read: {type(exc).__name__}"

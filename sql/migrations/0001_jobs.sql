@@ -152,10 +152,12 @@ end $$;
 
 -- The leader falls asleep: it gives the awake lock back and, in this transaction only, tries the doze lock. True: no
 -- enqueuer stands between its own look at the awake lock and its commit, so later ones will notify.
-create function dispatcher.doze(lease integer) returns boolean
+create function dispatcher.doze(lease integer, give_back boolean) returns boolean
 language plpgsql as $$
 begin
-    perform pg_advisory_unlock(dispatcher.awake_lock(), lease);
+    if give_back then
+        perform pg_advisory_unlock(dispatcher.awake_lock(), lease);
+    end if;
     return pg_try_advisory_xact_lock(dispatcher.doze_lock(), lease);
 end $$;
 

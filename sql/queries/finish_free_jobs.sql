@@ -1,6 +1,6 @@
 -- finish_free_jobs: as finish_jobs, passing by every row that somebody holds locked.
 with o as materialized (
-    select * from rows from (
+    select * from rows from (  -- noqa: PRS
         unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[]),
         jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
     ) as o (id, attempt, state, failures, result, errors)

@@ -4,7 +4,7 @@ update dispatcher.job j
 set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), timed_out = false, failures = j.failures + o.failures,
     errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
         select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
-from rows from (
+from rows from (  -- noqa: PRS
     unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[]),
     jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
 ) as o (id, attempt, state, failures, result, errors)

@@ -1,7 +1,7 @@
 -- reschedule_jobs: a try that ended without ending the job: scheduled after a pause, or pending at once. Where somebody asked to
 -- cancel, that wins here, in the row, whatever the owner knew. Passes by rows that somebody holds locked.
 with o as materialized (
-    select * from rows from (
+    select * from rows from (  -- noqa: PRS
         unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(delays_s)s::double precision[], %(failures)s::integer[]),
         jsonb_array_elements(%(errors)s::jsonb)
     ) as o (id, attempt, delay_s, failures, errors)

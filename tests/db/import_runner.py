@@ -31,9 +31,7 @@ class DirectRuntime:
 
     def checkpoint(self, conn: psycopg.Connection[Any], job: Job, value: Any) -> None:
         try:
-            conn.execute(
-                "select dispatcher.checkpoint(%s, %s, %s::jsonb)", [job.id, job.attempt, json.dumps(value)]
-            )
+            conn.execute("select dispatcher.checkpoint(%s, %s, %s::jsonb)", [job.id, job.attempt, json.dumps(value)])
         except psycopg.Error as exc:
             raise BY_SQLSTATE.get(exc.sqlstate or "", type(exc))(str(exc)) from exc
         self.after_checkpoint()

@@ -77,9 +77,7 @@ def test_null_and_empty_text_stay_apart(conn: Connection, load: Callable[..., An
     assert result["rejected"] == 0
 
 
-def test_text_for_null_delimiter_and_gzip(
-    conn: Connection, load: Callable[..., Any], runtime: DirectRuntime
-) -> None:
+def test_text_for_null_delimiter_and_gzip(conn: Connection, load: Callable[..., Any], runtime: DirectRuntime) -> None:
     make_table(conn)
     load("b;a\nx;1\nNA;2\n", "f.CSV.gz".lower(), delimiter=";", null="NA")
     assert rows(conn) == [(1, "x"), (2, None)]
@@ -110,9 +108,7 @@ def test_file_without_header(
     assert rows(conn) == [expected]
 
 
-def test_line_ends_of_all_sorts_byte_order_mark_and_blank_lines(
-    conn: Connection, load: Callable[..., Any]
-) -> None:
+def test_line_ends_of_all_sorts_byte_order_mark_and_blank_lines(conn: Connection, load: Callable[..., Any]) -> None:
     make_table(conn)
     result = load(b'\xef\xbb\xbfa,b\r\n1,x\r\n\r\n2,y\n\n3,"p\r\nq"\r\n4,z')
     assert rows(conn) == [(1, "x"), (2, "y"), (3, "p\r\nq"), (4, "z")]
@@ -140,9 +136,7 @@ def test_ndjson_values_arrive_as_written(conn: Connection, load: Callable[..., A
     assert second[:3] == ("9007199254740993", "", None)
 
 
-def test_progress_rises_with_the_bytes_read(
-    conn: Connection, load: Callable[..., Any], runtime: DirectRuntime
-) -> None:
+def test_progress_rises_with_the_bytes_read(conn: Connection, load: Callable[..., Any], runtime: DirectRuntime) -> None:
     make_table(conn)
     load("a,b\n" + "".join(f"{i},{i:08}\n" for i in range(200_000)), batch_rows=20_000)
     assert len(runtime.progress) == 10
@@ -204,10 +198,7 @@ def test_bad_lines_of_ndjson(conn: Connection, load: Callable[..., Any]) -> None
     make_table(conn, "a int, b jsonb")
     content = (
         b'{"a": 1}\n{"a": \n[1]\n{"a": 2, "z": 1}\n{"a": "x"}\n{"a": NaN}\n{"a": 3, "b": "\\ud800"}\n'
-        b'\xff\n{"a": 4, "b": "\\u0000"}\n{"a": 5, "b": {"k": "\\u0000"}}\n'
-        + b"[" * 100_000
-        + b"\n"
-        + b'{"a": 6}\n'
+        b'\xff\n{"a": 4, "b": "\\u0000"}\n{"a": 5, "b": {"k": "\\u0000"}}\n' + b"[" * 100_000 + b"\n" + b'{"a": 6}\n'
     )
     partial = load(content, "f.jsonl", columns=["a", "b"])
     assert [row[0] for row in rows(conn)] == [1, 2, 6]
@@ -216,9 +207,7 @@ def test_bad_lines_of_ndjson(conn: Connection, load: Callable[..., Any]) -> None
     assert 4 in lines_of(partial)  # a key that the first object does not have
 
 
-def test_violated_constraints_of_every_kind_reject_only_their_rows(
-    conn: Connection, load: Callable[..., Any]
-) -> None:
+def test_violated_constraints_of_every_kind_reject_only_their_rows(conn: Connection, load: Callable[..., Any]) -> None:
     conn.execute("create table parent (id int primary key)")
     conn.execute("insert into parent values (1), (2)")
     conn.execute(
@@ -318,9 +307,7 @@ def test_line_of_300_megabytes_is_rejected_in_little_memory(conn: Connection, ro
         "r = run(DirectRuntime(sys.argv[1]), int(sys.argv[2]));"
         "print(r.errors[0]['item']['line'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, dsn, str(job)], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code, dsn, str(job)], capture_output=True, text=True, check=True)
     line, peak_kib = map(int, answer.stdout.split())
     assert line == 3
     assert peak_kib < 150_000
@@ -421,9 +408,7 @@ def test_lost_attempt_loads_nothing_more(conn: Connection, root: Path, runtime: 
     assert conn.execute("select count(*) from t").fetchone() == (100,)
 
 
-def test_run_again_after_the_end_loads_nothing_twice(
-    conn: Connection, root: Path, runtime: DirectRuntime
-) -> None:
+def test_run_again_after_the_end_loads_nothing_twice(conn: Connection, root: Path, runtime: DirectRuntime) -> None:
     """The outcome may be lost although the last batch was committed."""
     make_table(conn)
     (root / "f.csv").write_text("a,b\n1,x\n")
@@ -484,9 +469,7 @@ def test_file_that_changed_between_two_tries_is_not_gone_on_with(
     assert rows(conn) == [(1, "x")]
 
 
-def test_file_that_changes_while_it_is_read_fails(
-    conn: Connection, root: Path, runtime: DirectRuntime
-) -> None:
+def test_file_that_changes_while_it_is_read_fails(conn: Connection, root: Path, runtime: DirectRuntime) -> None:
     make_table(conn)
     (root / "f.csv").write_text("a,b\n1,x\n2,x\n")
     job = import_runner.add_job(conn, {"path": "f.csv", "table": "t", "batch_rows": 1})
@@ -503,9 +486,7 @@ def test_file_that_changes_while_it_is_read_fails(
 
 def test_damaged_gzip_fails_after_what_was_good(conn: Connection, root: Path, runtime: DirectRuntime) -> None:
     make_table(conn)
-    data = gzip.compress(
-        b"a,b\n" + b"".join(b"%d,%s\n" % (i, os.urandom(20).hex().encode()) for i in range(50_000))
-    )
+    data = gzip.compress(b"a,b\n" + b"".join(b"%d,%s\n" % (i, os.urandom(20).hex().encode()) for i in range(50_000)))
     (root / "f.csv.gz").write_bytes(data[: len(data) // 2])
     job = import_runner.add_job(conn, {"path": "f.csv.gz", "table": "t", "batch_rows": 1000})
     with pytest.raises(Fail, match="damaged or cut off"):
@@ -531,9 +512,7 @@ def test_damaged_gzip_fails_after_what_was_good(conn: Connection, root: Path, ru
         "..",
     ],
 )
-def test_path_out_of_the_folder_is_refused(
-    conn: Connection, root: Path, runtime: DirectRuntime, path: str
-) -> None:
+def test_path_out_of_the_folder_is_refused(conn: Connection, root: Path, runtime: DirectRuntime, path: str) -> None:
     make_table(conn)
     (root.parent / "secret.csv").write_text("a,b\n1,x\n")
     (root / "folder").mkdir()
@@ -545,9 +524,7 @@ def test_path_out_of_the_folder_is_refused(
     assert rows(conn) == []
 
 
-def test_folder_swapped_for_a_link_after_the_check_is_not_followed(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_swapped_for_a_link_after_the_check_is_not_followed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "f.csv").write_text("secret")
     (root / "sub").mkdir()
     (root / "sub" / "f.csv").write_text("public")

@@ -401,7 +401,7 @@ def test_guest_can_enqueue_cancel_and_retry(conn: Connection, guest: Connection)
         "select dispatcher.complete(1, 1, 'null')",
         "select dispatcher.checkpoint(1, 1, 'null')",
         "select dispatcher.wait_lease(1, 1)",
-        "select dispatcher.doze(1)",
+        "select dispatcher.doze(1, true)",
         "create table dispatcher.mine ()",
     ],
 )

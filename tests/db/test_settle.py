@@ -384,14 +384,3 @@ def test_progress_waits_for_a_locked_table_and_comes_before_the_end(
     row = job(conn, id)
     assert (row["state"], row["progress"], row["progress_message"]) == ("succeeded", 100.0, "all")
     assert settling.finished("succeeded") == 1
-
-
-def test_large_results_are_recorded_however_many_end_at_once(
-    conn: Connection, lease: Connection, settling: Settling
-) -> None:
-    """Together they are more than one jsonb value may hold."""
-    ids = [enqueue(conn) for _ in range(20)]
-    text = '"' + "x" * 15_000_000 + '"'
-    settling.settle(*(execution(c, Outcome.succeeded(as_job(c), text)) for c in claim(lease)))
-    assert {state(conn, id) for id in ids} == {"succeeded"}
-    assert value(conn, "select min(length(result #>> '{}')) from dispatcher.job") == 15_000_000

@@ -54,9 +54,7 @@ def test_result_has_status_output_and_duration(allow: Any) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "odd", ["; rm -rf /", "$(touch pwned)", "`id`", "a\nb", "", "*", "-n", "' \" \\", "&& id"]
-)
+@pytest.mark.parametrize("odd", ["; rm -rf /", "$(touch pwned)", "`id`", "a\nb", "", "*", "-n", "' \" \\", "&& id"])
 def test_arguments_reach_the_program_as_they_are(allow: Any, odd: str) -> None:
     allow(show=["/usr/bin/printf", "<%s>"])
     assert run(program="show", args=[odd, "end"])["stdout"] == f"<{odd}><end>"
@@ -111,9 +109,7 @@ def test_relative_path_in_the_setting_is_refused(allow: Any, entry: str | list[s
 @pytest.mark.parametrize(
     ("path", "reason"), [("/no/such", "No such file or directory"), ("/etc/passwd", "Permission denied")]
 )
-def test_program_that_cannot_be_started_fails_for_good_in_one_line(
-    allow: Any, path: str, reason: str
-) -> None:
+def test_program_that_cannot_be_started_fails_for_good_in_one_line(allow: Any, path: str, reason: str) -> None:
     allow(a=path)
     with pytest.raises(Fail) as caught:
         run(program="a")
@@ -129,9 +125,7 @@ def test_program_that_cannot_be_started_fails_for_good_in_one_line(
         ("kill -40 $$", "shell was killed by signal 40"),
     ],
 )
-def test_failure_says_how_it_ended_with_the_last_line_of_errors(
-    allow: Any, script: str, message: str
-) -> None:
+def test_failure_says_how_it_ended_with_the_last_line_of_errors(allow: Any, script: str, message: str) -> None:
     allow(shell=["/bin/sh", "-c"])
     with pytest.raises(CommandFailed) as caught:
         run(program="shell", args=[script])
@@ -158,9 +152,7 @@ def test_environment_is_clean_and_names_the_attempt(allow: Any, monkeypatch: pyt
 
 def test_program_runs_in_an_empty_folder_that_is_removed(allow: Any) -> None:
     allow(shell=["/bin/sh", "-c"])
-    folder = run(program="shell", args=["ls -A; mkdir sub; touch sub/file; chmod 0 sub; pwd"])[
-        "stdout"
-    ].strip()
+    folder = run(program="shell", args=["ls -A; mkdir sub; touch sub/file; chmod 0 sub; pwd"])["stdout"].strip()
     assert folder.startswith("/")
     assert not Path(folder).exists()
 

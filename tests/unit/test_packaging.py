@@ -9,9 +9,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 
 
 def test_every_package_is_listed() -> None:
-    in_tree = {
-        ".".join(init.parent.relative_to(ROOT).parts) for init in (ROOT / "dispatcher").rglob("__init__.py")
-    }
+    in_tree = {".".join(init.parent.relative_to(ROOT).parts) for init in (ROOT / "dispatcher").rglob("__init__.py")}
     assert set(SETUPTOOLS["packages"]) == in_tree | set(SETUPTOOLS["package-dir"])
 
 

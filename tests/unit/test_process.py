@@ -107,9 +107,7 @@ def test_what_cannot_be_started_is_an_error_that_names_it(
     assert caught.value.filename == named
 
 
-def test_secrets_of_the_daemon_do_not_reach_the_program(
-    ctx: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_of_the_daemon_do_not_reach_the_program(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPATCHER_DSN", "postgresql://u:secret@h/d")
     # Nor the supervisor's: the program's parent, which runs as the same user.
     ended = shell('env; tr "\\0" "\\n" < /proc/$PPID/environ; tr "\\0" " " < /proc/$PPID/cmdline', ctx=ctx)
@@ -131,9 +129,7 @@ def test_gigabytes_of_output_leave_a_bounded_tail(ctx: Context) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
-def test_grandchild_that_keeps_the_output_open_is_killed_when_the_program_ends(
-    ctx: Context, tmp_path: Path
-) -> None:
+def test_grandchild_that_keeps_the_output_open_is_killed_when_the_program_ends(ctx: Context, tmp_path: Path) -> None:
     started = time.monotonic()
     ended = shell(STUBBORN + 'until [ -s "$1" ]; do sleep 0.01; done; echo bye', tmp_path / "pid", ctx=ctx)
     assert ended.stdout == b"bye\n"
@@ -313,9 +309,7 @@ def test_daemons_death_is_noticed_although_a_fork_holds_the_pipe(lock_file: Path
 
     def forked() -> bool:
         forks[:] = [
-            pid
-            for pid in children(daemon.pid)
-            if b"-c" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            pid for pid in children(daemon.pid) if b"-c" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         ]
         return bool(forks)
 

@@ -1,0 +1,131 @@
+"""When the fence stands and when it does not, by the heart's own rules."""
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dispatcher.fence import boottime
+from dispatcher.heart import COOPERATION, FENCE_MARGIN, Heart
+from dispatcher.inflight import InFlight
+from dispatcher.metrics import Metrics
+
+ORPHAN_AFTER_S = 30.0
+
+
+class Record:
+    """A fence that kills nobody."""
+
+    deadline: float | None = None
+
+    def arm(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    def disarm(self) -> None:
+        self.deadline = None
+
+
+@pytest.fixture
+def lease() -> SimpleNamespace:
+    return SimpleNamespace(conn=object(), term=1, trusted_from=boottime(), claim_from=0.0)
+
+
+@pytest.fixture
+def pool() -> SimpleNamespace:
+    return SimpleNamespace(waiting=0)
+
+
+@pytest.fixture
+def inflight() -> InFlight:
+    return InFlight()
+
+
+@pytest.fixture
+def heart(lease: SimpleNamespace, pool: SimpleNamespace, inflight: InFlight, monkeypatch: pytest.MonkeyPatch) -> Heart:
+    heart = Heart(
+        lease=cast(Any, lease),
+        dispatch=cast(Any, SimpleNamespace(woken=threading.Event())),
+        pool=cast(Any, pool),
+        inflight=inflight,
+        began=lambda: None,
+        canceled=lambda _ids: None,
+        replica=1,
+        lease_number=1,
+        heartbeat_s=0.01,
+        poll_interval_s=1.0,
+        orphan_after_s=ORPHAN_AFTER_S,
+        metrics=Metrics(),
+    )
+    monkeypatch.setattr(heart, "_fence", Record())
+    return heart
+
+
+def deadline(heart: Heart) -> float | None:
+    return cast(Record, heart._fence).deadline
+
+
+def run_job(inflight: InFlight) -> None:
+    inflight.executing[1] = cast(Any, object())
+
+
+def test_the_fence_is_counted_from_the_last_answer_that_counts(heart: Heart, lease: SimpleNamespace) -> None:
+    lease.trusted_from = 100.0
+    heart.arm_fence()
+    assert deadline(heart) == 100.0 + ORPHAN_AFTER_S * (1 - FENCE_MARGIN)
+
+
+def test_jobs_are_asked_to_stop_well_before_the_fence_strikes(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight
+) -> None:
+    run_job(inflight)
+    lease.trusted_from = boottime() - COOPERATION * ORPHAN_AFTER_S + 1
+    assert not heart.losing()
+    lease.trusted_from = boottime() - COOPERATION * ORPHAN_AFTER_S - 1
+    assert heart.losing()
+    assert COOPERATION < 1 - FENCE_MARGIN
+
+
+def test_a_job_that_a_thread_has_just_taken_stays_fenced(heart: Heart, lease: SimpleNamespace) -> None:
+    """For an instant it neither waits nor is seen to run: whoever looks then must not take the fence away."""
+    heart.arm_fence()
+    lease.conn = None
+    assert heart.idle
+    heart.losing()
+    assert deadline(heart) is not None
+
+
+def test_a_replica_that_runs_no_job_is_not_fenced(heart: Heart, lease: SimpleNamespace) -> None:
+    heart.arm_fence()
+    time.sleep(0.03)  # two heartbeats of this heart
+    lease.conn = None
+    assert not heart.losing()
+    assert deadline(heart) is None
+
+
+def test_without_a_session_a_job_that_was_overlooked_is_fenced_again(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight
+) -> None:
+    """The heart cannot connect, and so never comes to arm it: the main thread does."""
+    lease.conn = None
+    heart.losing()
+    assert deadline(heart) is None
+    run_job(inflight)
+    heart.losing()
+    assert deadline(heart) == lease.trusted_from + ORPHAN_AFTER_S * (1 - FENCE_MARGIN)
+
+
+def test_jobs_that_wait_for_a_thread_are_fenced_as_well(heart: Heart, pool: SimpleNamespace) -> None:
+    pool.waiting = 1
+    heart.losing()
+    assert deadline(heart) is not None
+
+
+def test_an_answer_that_hangs_takes_the_fence_from_a_replica_without_jobs(heart: Heart, lease: SimpleNamespace) -> None:
+    """The session looks alive and answers nothing: there is nothing to protect, and it may yet come back."""
+    heart.arm_fence()
+    time.sleep(0.03)
+    lease.trusted_from = boottime() - ORPHAN_AFTER_S
+    assert not heart.losing()
+    assert deadline(heart) is None
