@@ -26,6 +26,7 @@ from dispatcher.queries import outcomes as statements
 log = logging.getLogger("dispatcher.completer")
 
 MAX_GROUP = 1000
+MAX_GROUP_CHARS = 8_000_000  # of results: a group must be written well within statement_timeout
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
 
@@ -122,13 +123,15 @@ class Completer:
         # Half at most are those that were busy before: more locked rows than a group holds must not starve the rest.
         group, self._again = self._again[: MAX_GROUP // 2], self._again[MAX_GROUP // 2 :]
         try:
-            first = self._queue.get(timeout=self._patience())
-            if first is not None:
-                group.append(first)
-            while len(group) < MAX_GROUP:
-                item = self._queue.get_nowait()
+            item = self._queue.get(timeout=self._patience())
+            size = 0
+            while True:
                 if item is not None:
                     group.append(item)
+                    size += len(_outcome(item).result or "")
+                if len(group) >= MAX_GROUP or size > MAX_GROUP_CHARS:
+                    break
+                item = self._queue.get_nowait()
         except queue.Empty:
             pass
         return group

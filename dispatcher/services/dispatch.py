@@ -24,6 +24,7 @@ from dispatcher.queries import claims, lease
 from dispatcher.queries.claims import START, Claimed, Cursor, Lane
 
 MAX_CLAIM = 1000  # jobs in one statement: larger ones gain nothing and delay the heartbeat
+MAX_CLAIM_CHARS = 16_000_000  # of payloads, by what is typical: a claim must end well within the lease
 MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
 MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
 AHEAD_S = 0.05  # claim ahead what the pool starts in this time
@@ -87,6 +88,7 @@ class Dispatch:
         self._lanes: dict[Lane, Cursor] = {}
         self._read_again_at = 0.0
         self._claimed_at = 0.0
+        self._typical_chars = 1.0  # of a payload in the latest claim
         self.unknown: Mapping[str, int] = {}
         """Rows by type that say they run here although nothing does, and that could not be given back yet."""
         self.woken = threading.Event()
@@ -145,7 +147,8 @@ class Dispatch:
         if self.looked_everywhere:
             self._read_lanes(conn)
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
-        while takes := self._takes(conn, min(room, MAX_CLAIM)):
+        room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
+        while takes := self._takes(conn, room):
             if claimed := self._claim(conn, takes):
                 return claimed
         return 0
@@ -260,6 +263,7 @@ class Dispatch:
         claimed_at = self._clock()
         self._advance(takes, rows)
         if rows:
+            self._typical_chars = max(1.0, sum(len(row.payload) for row in rows) / len(rows))
             self.busy, self._claimed_at = began - self._claimed_at < BURST_S, claimed_at
             self._metrics.claim_seconds.observe(claimed_at - began)
             self._metrics.claim_size.observe(len(rows))
