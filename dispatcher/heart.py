@@ -191,7 +191,7 @@ class Heart:
             if dispatch.busy:
                 dispatch.stay_awake(conn)
         elif dispatch.room() <= 0:
-            dispatch.rest_full(self._lease.beat_in())
+            self._wait(self._heartbeat_s, clear=False)
             dispatch.return_stalled(conn)
         elif not dispatch.looked_everywhere:
             dispatch.read_again()
@@ -239,6 +239,6 @@ class Heart:
             self._fence.disarm()
 
     def _wait(self, seconds: float, *, clear: bool = True) -> None:
-        self._dispatch.woken.wait(min(seconds, self._lease.beat_in()))
+        self._dispatch.rest(min(seconds, self._lease.beat_in()))
         if clear:
             self._dispatch.woken.clear()

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import psycopg
+
 from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.inflight import Execution, InFlight
@@ -28,6 +30,7 @@ MAX_CLAIM_CHARS = 16_000_000  # of payloads, by what is typical: a claim must en
 MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
 MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
 AHEAD_S = 0.05  # claim ahead what the pool starts in this time
+NUDGE_EVERY_S = 0.002
 READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
 BURST_S = 0.01  # claims that follow within this are a burst: worth taking the awake lock
 READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
@@ -167,10 +170,14 @@ class Dispatch:
             room = min(room, overall - len(self._inflight) - elsewhere)
         return room
 
-    def rest_full(self, timeout_s: float) -> None:
-        """Waits while there is no room; what waits in the pool is looked after meanwhile."""
-        self.woken.wait(min(timeout_s, 0.002) if self._pool.waiting else timeout_s)
-        self._pool.nudge()
+    def rest(self, timeout_s: float) -> None:
+        """Waits until woken; sees to it meanwhile that what waits in the pool is taken by a thread, if one is free."""
+        until = self._clock() + timeout_s
+        while self._pool.waiting and (left := until - self._clock()) > 0:
+            if self.woken.wait(min(left, NUDGE_EVERY_S)):
+                return
+            self._pool.nudge()
+        self.woken.wait(max(0.0, until - self._clock()))
 
     def return_stalled(self, conn: Connection) -> None:
         """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
@@ -183,11 +190,14 @@ class Dispatch:
         waiting = self._pool.take_waiting()
         if not waiting:
             return 0
-        given_back: set[tuple[int, int]] = set()
         try:
             given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
-        finally:  # locked by somebody, or the session is lost: ours still, so they run here
-            self._pool.submit([execution for execution in waiting if execution.key not in given_back])
+        except psycopg.Error:
+            # They may have been given back, so they must not run here; if not, the next session finds rows that nobody
+            # here runs, and gives those back.
+            self._inflight.remove(waiting)
+            raise
+        self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
         self._inflight.remove([execution for execution in waiting if execution.key in given_back])
         return len(given_back)
 

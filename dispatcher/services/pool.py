@@ -125,6 +125,9 @@ class ThreadPool:
             except IndexError:
                 self._rest()
                 continue
+            self._inflight.executing[execution.claimed.id] = (
+                execution  # at once: the fence stands while anything executes
+            )
             quick = self._typical_s < QUICK_S
             if not quick and self._waiting and (self._idle or len(self._started) < self.threads):
                 self._wake_one()
@@ -157,7 +160,6 @@ class ThreadPool:
         timeout_s = claimed.timeout_s or spec.timeout_s or self._job_timeout_s
         ctx = Context(job, timeout_s=timeout_s, runtime=self._runtime, clock=self._clock)
         execution.ctx = ctx
-        self._inflight.executing[claimed.id] = execution
         if execution.cancel_requested:
             ctx.cancel(CancelReason.REQUESTED)
         ending: Returned | Raised
@@ -166,7 +168,6 @@ class ThreadPool:
             ending = Returned(spec.run(job, ctx))
         except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
             ending = Raised(exc)
-        del self._inflight.executing[claimed.id]
         if ctx.completed and isinstance(ending, Returned):
             # The row knows. If it still says running, the transaction that was to complete it did not commit.
             ending = Raised(UncommittedCompletion("ctx.complete was called, but its transaction did not commit"))
@@ -191,6 +192,7 @@ class ThreadPool:
 
     def _end(self, execution: Execution) -> None:
         execution.ended_at = self._clock()
+        del self._inflight.executing[execution.claimed.id]
         self._ended(execution)
 
 

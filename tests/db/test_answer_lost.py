@@ -45,9 +45,6 @@ class Shelf:
 SPEC = Executor("import", lambda job, ctx: None, "tests")
 
 
-@pytest.mark.xfail(
-    strict=False, reason="return_waiting submits them again, though they may be another replica's by now"
-)
 def test_jobs_whose_return_was_not_answered_are_not_run_here(conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows may say pending, and another replica may have claimed them: running them here as well would overlap.
 

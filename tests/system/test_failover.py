@@ -128,7 +128,6 @@ def test_a_late_outcome_changes_nothing_and_is_counted(fleet: Fleet, leader: Rep
 # What the jobs of others must not cost
 
 
-@pytest.mark.xfail(strict=False, reason="after quick jobs the pool keeps to one thread until somebody nudges it")
 def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet, leader: Replica) -> None:
     """Three jobs come due in the middle of many quick ones, and there are threads for all of them."""
     spread = []
