@@ -172,10 +172,14 @@ class Daemon:
         sdnotify.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             settings = self._load_again()
-            self._replica.set_limits(settings.limits)
-            log.info("reloaded the limits", extra={"limits": dict(settings.limits)})
         except DispatcherError as exc:
             log.error("the reload changed nothing: %s", exc)
+        else:
+            try:
+                self._replica.set_limits(settings.limits)
+            except (psycopg.Error, DispatcherError) as exc:
+                log.warning("the new limits hold, but could not be shown in the database: %s", first_line(exc))
+            log.info("reloaded the limits", extra={"limits": dict(settings.limits)})
         sdnotify.notify("READY=1")
 
     def _drain(self) -> None:
@@ -188,8 +192,8 @@ class Daemon:
         grace_s = self._settings.shutdown_grace.total_seconds()
         soft, hard, asked = time.monotonic() + SOFT_STOP * grace_s, time.monotonic() + grace_s, False
         while time.monotonic() < hard and (len(replica.inflight) or replica.leading()):
-            if self._signals:  # told twice
-                self._signals.clear()
+            told_again, self._signals = set(self._signals) - {signal.SIGHUP}, []
+            if told_again:
                 soft, hard = time.monotonic(), min(hard, time.monotonic() + HURRY_S)
             if not asked and time.monotonic() >= soft:
                 asked = True

@@ -71,13 +71,7 @@ class Replica:
         with self.session("start") as conn:
             migrate.require_current(conn)
             self._lease_number = ensure_lease(conn, s.lease_name)
-            replicas.publish_types(
-                conn,
-                self._registry,
-                limits=s.limits,
-                timeout_s=s.job_timeout.total_seconds(),
-                max_payload_bytes=s.max_payload_bytes,
-            )
+            self._publish_types(conn, s.limits)
             self.id = replicas.register_replica(
                 conn, lease=self._lease_number, process=process, version=__version__, types=self._registry.types
             )
@@ -193,8 +187,10 @@ class Replica:
         return self.heart.term is not None
 
     def set_limits(self, limits: dict[str, int]) -> None:
-        """Takes limits in effect at the next claim."""
+        """Puts limits into effect at the next claim, then shows them in the database, which may raise psycopg.Error."""
         self._dispatch.set_limits(limits)
+        with self.session("reload") as conn:
+            self._publish_types(conn, limits)
 
     def wake_all(self) -> None:
         """Lets every service come back from its wait, to see that it should end."""
@@ -211,6 +207,15 @@ class Replica:
         self._runtime.close()
         with self.session("leave") as conn:
             replicas.remove_replica(conn, self.id)
+
+    def _publish_types(self, conn: Connection, limits: dict[str, int]) -> None:
+        replicas.publish_types(
+            conn,
+            self._registry,
+            limits=limits,
+            timeout_s=self._settings.job_timeout.total_seconds(),
+            max_payload_bytes=self._settings.max_payload_bytes,
+        )
 
     def _opener(self, name: str) -> Callable[[], Connection]:
         return lambda: self.session(name)
