@@ -24,8 +24,6 @@ def build_wheel(folder: Path) -> Path:
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
-    # The tree may lack what has not been written yet; the build must not fail for that alone.
-    (source / "README.md").touch()
     command = [
         sys.executable,
         "-m",
@@ -50,10 +48,10 @@ def lay_out(root: Path, *, wheel: Path) -> None:
         (system / f"{name}.service").symlink_to("/dev/null")
     (root / "opt").mkdir()
     shutil.copy(wheel, root / "opt")
-    _copy_dependencies(root / DEPENDENCIES.lstrip("/"))
+    copy_dependencies(root / DEPENDENCIES.lstrip("/"))
 
 
-def _copy_dependencies(folder: Path) -> None:
+def copy_dependencies(folder: Path) -> None:
     """Copies what the distribution requires from where the tests run: no index need be reachable."""
     wanted, seen = ["pg-dispatcher"], set()
     while wanted:
