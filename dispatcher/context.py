@@ -92,18 +92,15 @@ class Context:
         callback()
 
     def cancel(self, reason: CancelReason) -> None:
-        """Asks the job to stop. The first reason stays."""
+        """Asks the job to stop. The first reason stays. Callbacks run in their own thread: who asks must not wait."""
         with _LOCK:
             if self._reason is None:
                 self._reason = reason
             callbacks, self._callbacks = self._callbacks, []
             if self._event is not None:
                 self._event.set()
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                self.logger.exception("a cancel callback failed")
+        if callbacks:
+            threading.Thread(target=self._call, args=(callbacks,), name=f"cancel {self.job.id}", daemon=True).start()
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """Says how far the job is, 0 to 100, with a word. Cheap in a tight loop: the latest is written now and then."""
@@ -138,6 +135,13 @@ class Context:
         if self._logger is None:
             self._logger = _JobLogger(_log, {"job_id": self.job.id, "job_type": self.job.type, "attempt": self.attempt})
         return self._logger
+
+    def _call(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except BaseException:
+                self.logger.exception("a cancel callback failed")
 
 
 class _JobLogger(logging.LoggerAdapter[logging.Logger]):

@@ -53,6 +53,7 @@ def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: 
     """A plain connection in autocommit; raises DatabaseUnavailable in one line, never with the password."""
     params = check_dsn(dsn)
     params.setdefault("connect_timeout", connect_timeout_s)
+    params["client_encoding"] = "utf8"  # a role's default may say otherwise, and JSON is UTF-8
     if name:
         params["application_name"] = name
     params.update(options)
@@ -108,9 +109,9 @@ def pin(conn: Connection, limits: SessionLimits) -> None:
 
 def check_server(conn: Connection) -> None:
     """Refuses a server that is too old, a standby, a pooler in between, or a database without the schema."""
-    version_num, version, in_recovery, backend_pid, has_schema = (
-        conn.execute(statement("check_server")).fetchone() or ()
-    )
+    row = conn.execute(statement("check_server")).fetchone()
+    assert row is not None
+    version_num, version, encoding, in_recovery, backend_pid, has_schema = row
     if version_num < MIN_SERVER:
         raise UnsupportedServer(f"PostgreSQL {version} is too old: the dispatcher needs PostgreSQL 15 or later")
     if conn.info.backend_pid != backend_pid:
@@ -120,6 +121,8 @@ def check_server(conn: Connection) -> None:
         )
     if in_recovery:
         raise UnsupportedServer("the server is a standby in recovery: give the dispatcher the primary's address")
+    if encoding == "SQL_ASCII":
+        raise UnsupportedServer("the database has the encoding SQL_ASCII, which takes any bytes: use one with UTF8")
     if not has_schema:
         raise SchemaError("the database has no dispatcher schema: run `dispatcher migrate` first")
 

@@ -169,6 +169,12 @@ class Registry:
             registry.add_module(_import(name, "setting executors"))
         return registry
 
+    def only(self, types: Iterable[str]) -> Registry:
+        """The same with these types alone; raises ExecutorError for one that has no executor here."""
+        if unknown := sorted(set(types) - set(self._by_type)):
+            raise ExecutorError(f"there is no executor for type {unknown[0]!r}; known types: {', '.join(self.types)}")
+        return Registry(self._by_type[type] for type in types)
+
     def add_module(self, module: ModuleType) -> None:
         """Adds what `module` declares itself, not what it merely imports from others."""
         for value in vars(module).values():

@@ -28,6 +28,7 @@ log = logging.getLogger("dispatcher.heart")
 FENCE_MARGIN = 0.05  # of orphan_after: the fence strikes before anyone may take the jobs
 COOPERATION = 0.6  # of orphan_after without an answer: jobs are asked to stop
 HANG_S = 15.0  # a heart that has not stepped for so long hangs; connecting alone may take 7 s
+TABLE_LOCK_PAUSE_S = 0.1
 DOZE_AGAIN_S = 0.001  # an enqueuer was about to commit: look again after this, then after twice as long, ...
 
 
@@ -70,6 +71,7 @@ class Heart:
         self._needed_at = 0.0  # when the fence was last armed
         self._resign_term: int | None = None
         self._look_at_own = False
+        self._look_for_cancels = False
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
 
@@ -108,10 +110,20 @@ class Heart:
         self._look_at_own = True
         self._dispatch.woken.set()
 
+    def look_for_cancels(self) -> None:
+        """Looks now whether somebody wants a job of this replica to stop. Any thread."""
+        self._look_for_cancels = True
+        self._dispatch.woken.set()
+
     def step(self) -> None:
         """One turn: a beat if due, then what this replica's role asks for; about a heartbeat at most."""
         try:
             self._turn()
+        except (
+            psycopg.errors.LockNotAvailable
+        ):  # somebody's lock on a whole table: nothing was done, the session is sound
+            self._metrics.db_errors.inc()
+            self._wait(TABLE_LOCK_PAUSE_S)
         except psycopg.Error as exc:  # a claim or the like: whatever it was, the session is not to be trusted
             self._lease.failed(exc)
         self._stepped_at = time.monotonic()
@@ -149,8 +161,8 @@ class Heart:
             if not lease.connect():
                 return
             self._look_at_own = True
-        if lease.beat() and self._inflight.executing and lease.conn is not None:
-            self._canceled(outcomes.list_canceled(lease.conn, self._replica, list(self._inflight.executing)))
+        if lease.beat() or self._look_for_cancels:
+            self._find_canceled()
         if self.idle:
             self._disarm_fence()
         else:
@@ -168,6 +180,12 @@ class Heart:
             self._wait(self._heartbeat_s)
         elif lease.contend():
             self._begin()
+
+    def _find_canceled(self) -> None:
+        conn, self._look_for_cancels = self._lease.conn, False
+        ids = [execution.claimed.id for execution in self._inflight.snapshot() if execution.outcome is None]
+        if conn is not None and ids:
+            self._canceled(outcomes.list_canceled(conn, self._replica, ids))
 
     def _begin(self) -> None:
         conn, term = self._lease.conn, self._lease.term

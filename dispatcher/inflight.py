@@ -23,6 +23,7 @@ class Execution:
     """One attempt of one job in this process. Times are monotonic seconds."""
 
     __slots__ = (
+        "busy",
         "cancel_requested",
         "claimed",
         "claimed_at",
@@ -40,6 +41,7 @@ class Execution:
     def __init__(self, claimed: Claimed, executor: Executor, claimed_at: float) -> None:
         self.claimed = claimed
         self.cancel_requested = False
+        self.busy = False  # its row was found locked by somebody
         self.key = (claimed.id, claimed.attempt)
         self.executor = executor
         self.claimed_at = claimed_at
@@ -84,9 +86,14 @@ class InFlight:
                     self._empty_claims.append(claim)
 
     @property
-    def has_empty_claims(self) -> bool:
-        """True if there are claims of which nothing is in flight any more."""
-        return bool(self._empty_claims)
+    def empty_claims(self) -> int:
+        """How many claims there are of which nothing is in flight any more."""
+        return len(self._empty_claims)
+
+    def put_back_empty_claims(self, claims: list[int]) -> None:
+        """Takes claims back that could not be dropped."""
+        with self._lock:
+            self._empty_claims += claims
 
     def take_empty_claims(self) -> list[int]:
         """The claims of which nothing is in flight any more, each given once."""

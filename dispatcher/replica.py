@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dispatcher import migrate
 from dispatcher.db import Connection, SessionLimits, connect_session
+from dispatcher.errors import SettingsError
 from dispatcher.executor import Registry
 from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
@@ -68,9 +69,10 @@ class Replica:
 
     def _register(self, process: Process) -> None:
         s = self._settings
-        with self.session("start") as conn:
+        with self.session("start", lock_s=10.0) as conn:
             migrate.require_current(conn)
             self._lease_number = ensure_lease(conn, s.lease_name)
+            self._compare_types(conn)
             self._publish_types(conn, s.limits)
             self.id = replicas.register_replica(
                 conn, lease=self._lease_number, process=process, version=__version__, types=self._registry.types
@@ -78,6 +80,23 @@ class Replica:
             row = conn.execute(statement("get_installation")).fetchone()
             assert row is not None
             self._runtime = JobRuntime(dsn=self._dsn, installation=row[0], registry=self._registry)
+
+    def _compare_types(self, conn: Connection) -> None:
+        """Refuses what would break a limit; says what may never run."""
+        types = self._registry.types
+        if overlap := replicas.find_overlap(conn, lease=self._lease_number, types=types):
+            lease, type = overlap
+            raise SettingsError(
+                f"type {type!r} is served under the lease {lease!r} already, and two leaders cannot share its limit: "
+                "give the replicas of each lease types of their own (setting types)"
+            )
+        for other in replicas.list_replicas(conn, self._lease_number):
+            lacking, extra = set(types) - set(other.types), set(other.types) - set(types)
+            if other.present and lacking and extra:
+                log.warning(
+                    "another replica runs other types, and each would run jobs only while it leads",
+                    extra={"replica": other.id, "only_here": sorted(lacking), "only_there": sorted(extra)},
+                )
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
@@ -189,7 +208,7 @@ class Replica:
     def set_limits(self, limits: dict[str, int]) -> None:
         """Puts limits into effect at the next claim, then shows them in the database, which may raise psycopg.Error."""
         self._dispatch.set_limits(limits)
-        with self.session("reload") as conn:
+        with self.session("reload", lock_s=10.0) as conn:
             self._publish_types(conn, limits)
 
     def wake_all(self) -> None:
@@ -197,9 +216,9 @@ class Replica:
         for wake in (self._completer.wake, self._stager.wake, self._rescuer.wake, self._dispatch.woken.set):
             wake()
 
-    def session(self, name: str) -> Connection:
-        """A session of the daemon for `name`."""
-        limits = SessionLimits(silence_s=self._settings.lease_duration.total_seconds())
+    def session(self, name: str, *, lock_s: float = 0.05) -> Connection:
+        """A session of the daemon for `name`; it waits `lock_s` at most for a lock."""
+        limits = SessionLimits(lock_s=lock_s, silence_s=self._settings.lease_duration.total_seconds())
         return connect_session(self._dsn, name=f"dispatcher {name}", limits=limits)
 
     def leave(self) -> None:
@@ -248,8 +267,8 @@ class Replica:
             case "":
                 self._dispatch.heard()
                 self._stager.wake()
-            case "cancel" if rest.isdigit():
-                self.timekeeper.cancel([int(rest)])
+            case "cancel":  # anybody may notify: the row says whether it is true
+                self.heart.look_for_cancels()
             case "resign" if not rest or rest.isdigit():
                 self.heart.ask_to_resign(int(rest) if rest else None)
             case "check":

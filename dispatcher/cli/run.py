@@ -40,6 +40,8 @@ def run_daemon(loaded: Settings, *, reload: Callable[[], Settings] = lambda: loa
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds texts
         sys.path.append(here)
     registry = Registry.load(loaded.executors)
+    if loaded.types:
+        registry = registry.only(loaded.types)
     try:
         return Daemon(loaded, registry, reload=reload).run()
     except DispatcherError:

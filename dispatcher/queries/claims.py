@@ -45,14 +45,25 @@ class Claimed(NamedTuple):
     claim: int
 
 
-def list_lanes(conn: Connection) -> list[Lane]:
+class FoundLane(NamedTuple):
+    """A lane, and its first job as (priority, id)."""
+
+    lane: Lane
+    head: tuple[int, int]
+
+
+def list_lanes(conn: Connection) -> list[FoundLane]:
     """Every lane with a pending job."""
-    return [Lane(*row) for row in conn.execute(statement("list_lanes"))]
+    rows = conn.execute(statement("list_lanes"))
+    return [FoundLane(Lane(type, tenant), (priority, id)) for type, tenant, priority, id in rows]
 
 
-def share_lanes(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], room: int) -> list[tuple[Lane, int]]:
-    """How many of each lane's first jobs come into the room, by priority, turn and age; a type's lanes share its
-    take.
+def share_lanes(
+    conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, room: int, depth: int
+) -> list[tuple[Lane, int]]:
+    """How many of each lane's first jobs come into the room, by priority, turn and age, at most `depth` of a lane.
+
+    A type's lanes share its take.
     """
     rows = conn.execute(
         statement("share_lanes"),
@@ -63,6 +74,7 @@ def share_lanes(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], roo
             "after_priorities": [cursor.priority for _, _, cursor in takes],
             "after_ids": [cursor.id for _, _, cursor in takes],
             "room": room,
+            "depth": depth,
         },
     )
     return [(Lane(type, tenant), take) for type, tenant, take in rows]

@@ -110,6 +110,11 @@ def publish_types(
     )
 
 
+def find_overlap(conn: Connection, *, lease: int, types: list[str]) -> tuple[str, str] | None:
+    """(name of another lease, type) where a living replica of that lease serves one of these types."""
+    return conn.execute(statement("find_overlap"), {"lease": lease, "types": types}).fetchone()
+
+
 def notify(conn: Connection, channel: str, payload: str = "") -> None:
     """A word on a channel."""
     conn.execute(statement("notify"), {"channel": channel, "payload": payload})

@@ -26,9 +26,14 @@ from dispatcher.queries import outcomes as statements
 log = logging.getLogger("dispatcher.completer")
 
 MAX_GROUP = 1000
+DROP_CLAIMS = 100
 MAX_GROUP_CHARS = 8_000_000  # of results: a group must be written well within statement_timeout
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
+
+
+REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
+"""What PostgreSQL says of a value that it cannot store."""
 
 
 class Completer:
@@ -88,7 +93,7 @@ class Completer:
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
         group = self._collect()
-        if not (group or self._progress or self._timed_out or self._inflight.has_empty_claims):
+        if not (group or self._progress or self._timed_out or self._inflight.empty_claims):
             return
         if self._conn is None:
             self._conn = patiently(self._open_session, stop=self._stop)
@@ -102,8 +107,8 @@ class Completer:
                 self._settle(self._conn, group)
                 self._metrics.settle_seconds.observe(self._clock() - began)
                 self._metrics.settle_size.observe(len(group))
-            elif self._inflight.has_empty_claims:  # at leisure, since nothing reads them but a takeover
-                statements.drop_claims(self._conn, self._inflight.take_empty_claims())
+            if not group or self._inflight.empty_claims >= DROP_CLAIMS:
+                self._drop_claims(self._conn)
         except psycopg.Error as exc:
             self._metrics.db_errors.inc()
             log.warning("the completer's session is lost: %s", first_line(exc))
@@ -112,6 +117,16 @@ class Completer:
             for execution in left:
                 execution.resent = True
             self._again = left + [execution for execution in self._again if execution not in left]
+
+    def _drop_claims(self, conn: Connection) -> None:
+        """At leisure, or once many have come together: nothing reads them but a take-over, which reads all."""
+        empty = self._inflight.take_empty_claims()
+        try:
+            if empty:
+                statements.drop_claims(conn, empty)
+        except psycopg.Error:
+            self._inflight.put_back_empty_claims(empty)
+            raise
 
     def close(self) -> None:
         """Closes the session."""
@@ -141,14 +156,18 @@ class Completer:
             return BUSY_PAUSE_S
         if self._progress or self._timed_out:
             return max(0.0, min(1.0, self._notes_due - self._clock()))
-        return 0.01 if self._inflight.has_empty_claims else 1.0
+        return 0.01 if self._inflight.empty_claims else 1.0
 
     def _settle(self, conn: Connection, group: list[Execution]) -> None:
         final: list[Execution] = []
         back: list[Execution] = []
         for execution in group:
             (final if _outcome(execution).state in FINAL else back).append(execution)
-        done = self._send(conn, final, self._finish) if final else set()
+        # Those that were busy before are not waited for again: each wait keeps the rest of the group waiting, too.
+        fresh, busy_before = [e for e in final if not e.busy], [e for e in final if e.busy]
+        done = self._send(conn, fresh, self._finish) if fresh else set()
+        if busy_before:
+            done |= self._send(conn, busy_before, self._finish_free)
         if back:
             done |= self._send(conn, back, self._reschedule)
         missed = [execution for execution in group if execution.key not in done]
@@ -156,6 +175,7 @@ class Completer:
         answered = []
         for execution in group:
             if execution.key in busy:
+                execution.busy = True
                 self._again.append(execution)
                 continue
             answered.append(execution)
@@ -169,6 +189,9 @@ class Completer:
             return statements.finish_jobs(conn, results, free_only=False)
         except psycopg.errors.LockNotAvailable:
             return statements.finish_jobs(conn, results, free_only=True)
+
+    def _finish_free(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+        return statements.finish_jobs(conn, [_outcome(execution) for execution in group], free_only=True)
 
     def _reschedule(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
         return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
@@ -184,7 +207,7 @@ class Completer:
             return send(conn, group)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             return set()  # the whole table is locked: all of them are busy
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as exc:
+        except (*REFUSED, UnicodeError) as exc:
             if len(group) > 1:
                 middle = len(group) // 2
                 return self._send(conn, group[:middle], send) | self._send(conn, group[middle:], send)
@@ -192,7 +215,11 @@ class Completer:
             error = JobError("result", f"PostgreSQL refuses the result: {first_line(exc)}")
             old = _outcome(execution)
             execution.outcome = Outcome(old.job_id, old.attempt, State.FAILED, None, error.as_json_array(), 1)
-            return self._finish(conn, group)
+            try:
+                return self._finish(conn, group)
+            except REFUSED:  # its errors are as many as a row can hold
+                execution.outcome = execution.outcome._replace(errors=None)
+                return self._finish(conn, group)
 
     def _count(self, execution: Execution, *, recorded: bool) -> None:
         outcome, type = _outcome(execution), execution.claimed.type

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Protocol
 
 import psycopg
@@ -26,6 +27,9 @@ from dispatcher.queries import claims, lease
 from dispatcher.queries.claims import START, Claimed, Cursor, Lane
 
 MAX_CLAIM = 1000  # jobs in one statement: larger ones gain nothing and delay the heartbeat
+MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
+MAX_SHARED = 20_000  # rows read to share the room among lanes
+MAX_STEP_S = 0.2  # a round ends after this, so that the lease session beats in time
 MAX_CLAIM_CHARS = 16_000_000  # of payloads, by what is typical: a claim must end well within the lease
 MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
 MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
@@ -152,7 +156,8 @@ class Dispatch:
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
         room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
         while takes := self._takes(conn, room):
-            if claimed := self._claim(conn, takes):
+            claimed = self._claim(conn, takes)
+            if claimed or self._clock() - now > MAX_STEP_S:
                 return claimed
         return 0
 
@@ -229,8 +234,8 @@ class Dispatch:
         self._read_again_at = 0.0
 
     def _count_elsewhere(self, conn: Connection) -> None:
+        self._elsewhere_due = self._clock() + READ_AGAIN_S  # before: what is heard meanwhile must not be overwritten
         self._elsewhere = claims.count_running(conn, self._replica)
-        self._elsewhere_due = self._clock() + READ_AGAIN_S
 
     def _free(self, type: str) -> int:
         limit = self.limit(type)
@@ -240,36 +245,44 @@ class Dispatch:
 
     def _read_lanes(self, conn: Connection) -> None:
         began = self._clock()
-        self._lanes = {lane: START for lane in claims.list_lanes(conn) if self._registry.get(lane.type) is not None}
+        lanes = claims.list_lanes(conn)
+        lanes.sort(key=lambda found: found.head)
+        self._lanes = {found.lane: START for found in lanes if self._registry.get(found.lane.type) is not None}
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
 
     def _takes(self, conn: Connection, room: int) -> list[tuple[Lane, int, Cursor]]:
-        free = {type: self._free(type) for type in {lane.type for lane in self._lanes}}
-        takes = [
-            (lane, min(room, free[lane.type]), cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0
-        ]
-        asked: dict[str, int] = {}
-        for lane, take, _ in takes:
-            asked[lane.type] = asked.get(lane.type, 0) + take
-        if sum(asked.values()) > room or any(asked[type] > free[type] for type in asked):
-            return self._share(conn, takes, room)
-        return takes
+        """What to claim of which lane; empty where no lane has a job and a free slot."""
+        while takes := self._candidates(room):
+            free = {lane.type: self._free(lane.type) for lane, _, _ in takes}
+            asked: Counter[str] = Counter()
+            for lane, take, _ in takes:
+                asked[lane.type] += take
+            enough = asked.total() <= room and all(asked[type] <= free[type] for type in asked)
+            if enough or len(takes) == 1:
+                return takes
+            shares = claims.share_lanes(conn, takes, room=room, depth=max(2, MAX_SHARED // len(takes)))
+            if shares:
+                return [(lane, take, self._lanes[lane]) for lane, take in shares]
+            for lane, _, _ in takes:  # nothing behind their cursors any more
+                self._lanes.pop(lane, None)
+        return []
 
-    def _share(
-        self, conn: Connection, takes: list[tuple[Lane, int, Cursor]], room: int
-    ) -> list[tuple[Lane, int, Cursor]]:
-        if len(takes) == 1:
-            return takes
-        shares = claims.share_lanes(conn, takes, room)
-        chosen = [(lane, take, self._lanes[lane]) for lane, take in shares]
-        if not chosen:
-            self._lanes.clear()  # nothing behind the cursors: read from the start
-        return chosen
+    def _candidates(self, room: int) -> list[tuple[Lane, int, Cursor]]:
+        """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
+        free = {type: self._free(type) for type in {lane.type for lane in self._lanes}}
+        open_lanes = ((lane, cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0)
+        considered = islice(open_lanes, max(MIN_LANES, LANES_PER_ROOM * room))
+        return [(lane, min(room, free[lane.type]), cursor) for lane, cursor in considered]
 
     def _claim(self, conn: Connection, takes: list[tuple[Lane, int, Cursor]]) -> int:
         began = self._clock()
-        rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
+        try:
+            rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
+        except psycopg.Error:
+            # If it was too large to end in time it would be again: ask for far fewer until a claim succeeds.
+            self._typical_chars = max(16 * self._typical_chars, MAX_CLAIM_CHARS / 64)
+            raise
         claimed_at = self._clock()
         self._advance(takes, rows)
         if rows:
@@ -285,9 +298,8 @@ class Dispatch:
         got = Counter((row.type, row.tenant) for row in rows)
         last = {(row.type, row.tenant): row for row in rows}  # rows come by priority and id
         for lane, take, _ in takes:
-            if got[lane] < take:
-                self._lanes.pop(lane, None)
-            else:
+            self._lanes.pop(lane, None)
+            if got[lane] == take:  # goes to the end: the others take their turn
                 self._lanes[lane] = Cursor(last[lane].priority, last[lane].id)
 
     def _hand_over(self, rows: list[Claimed], claimed_at: float) -> None:

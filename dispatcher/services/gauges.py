@@ -16,6 +16,7 @@ from dispatcher.queries import upkeep
 log = logging.getLogger("dispatcher.gauges")
 
 COUNT_EVERY_S = 15.0
+FAILED_PAUSE_S = 600.0  # a count that runs into a time-out must not be asked again at once
 COST = 50  # times what a count took, at least
 
 
@@ -59,6 +60,7 @@ class Gauges:
             if self._conn is None:
                 return
         began = self._clock()
+        self._due = began + FAILED_PAUSE_S  # should it fail
         counts = upkeep.count_jobs(self._conn)
         took = self._clock() - began
         self._due = self._clock() + max(COUNT_EVERY_S, COST * took)

@@ -104,7 +104,7 @@ class Lease:
             if replicas.raise_incarnation(conn, self._replica) is None:
                 self.drop()
                 raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
-            self.trusted_from, self._last_beat, self._pause_s = sent, self._clock(), 0.0
+            self.trusted_from, self._last_beat = sent, self._clock()
         except psycopg.Error as exc:
             self._failed(exc)
             return False
@@ -139,7 +139,7 @@ class Lease:
         """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was
         time.
         """
-        if self.conn is None or self._clock() - self._last_beat < self._heartbeat_s:
+        if self.conn is None or self.beat_in() > 0:
             return False
         sent, self._last_beat = boottime(), self._clock()
         try:
@@ -147,6 +147,7 @@ class Lease:
         except psycopg.Error as exc:
             self._failed(exc)
             return True
+        self._pause_s = 0.0  # not before: a session that is lost again at once must not be opened in a tight loop
         self.trusted_from = sent
         if not known:
             self.drop()
@@ -155,6 +156,8 @@ class Lease:
 
     def beat_in(self) -> float:
         """Seconds until the next beat is due; 0 if it is."""
+        if self.trusted_from is not None and boottime() - self.trusted_from > 2 * self._heartbeat_s:
+            return 0.0  # the machine slept: the clock says that little time has passed, and the server knows better
         return max(0.0, self._last_beat + self._heartbeat_s - self._clock())
 
     def resign(self) -> None:

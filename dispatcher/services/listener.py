@@ -94,7 +94,10 @@ class Listener:
         for notification in conn.notifies(timeout=0):
             self._heard_at, self._asked_at = self._clock(), None
             if notification.payload != PROBE:
-                self._heard(notification.channel, notification.payload)
+                try:
+                    self._heard(notification.channel, notification.payload)
+                except Exception:
+                    log.exception("a notification could not be handled")
 
     def _prove(self, conn: Connection) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ it for ever.
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import random
 import sys
@@ -24,6 +25,8 @@ from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason, Job
 from dispatcher.outcome import JobError, Outcome, Raised, Returned, settle
 from dispatcher.queries.claims import Claimed
+
+log = logging.getLogger("dispatcher.pool")
 
 STALL_S = 1.0  # waiting longer than this without any start: the queue was filled for a faster pool
 SAMPLE_S = 0.02
@@ -114,8 +117,14 @@ class ThreadPool:
             if len(self._started) == self.threads:
                 return
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._started)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads for this process: those that there are do the work
+                if not self._started:
+                    raise
+                log.warning("cannot start another worker thread")
+                return
             self._started.append(thread)
-        thread.start()
 
     def _work(self) -> None:
         me = threading.get_ident()

@@ -58,6 +58,7 @@ create table dispatcher.job (
     autovacuum_vacuum_cost_delay = 1,                  -- and get it done
     autovacuum_vacuum_insert_scale_factor = 0.1,
     autovacuum_analyze_scale_factor = 0.05,
+    vacuum_truncate = false,                           -- truncation locks the whole table for a moment, again and again
     toast.autovacuum_vacuum_scale_factor = 0.02
 );
 
@@ -75,7 +76,8 @@ create table dispatcher.claim (
     term bigint not null,
     claimed_at timestamptz not null default now(),
     job_ids bigint[] not null
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0,
+        vacuum_truncate = false);
 alter table dispatcher.claim alter column job_ids set storage external;  -- ids do not compress
 
 -- Tells this installation from another one, so that a job cannot complete itself in the wrong database.

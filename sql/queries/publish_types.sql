@@ -1,9 +1,16 @@
--- publish_types: what this replica can run becomes known to every front door.
+-- publish_types: what this replica can run becomes known to every front door. What is known already is left out: even an
+-- update that changes nothing would lock its row, and replicas start together.
 insert into dispatcher.type as t (name, max_running, timeout_s, max_attempts, max_payload_bytes, payload_schema, description)
 select n.name, n.max_running, n.timeout_s, n.max_attempts, %(max_payload_bytes)s, n.payload_schema::jsonb, n.description
 from unnest(%(names)s::text[], %(limits)s::integer[], %(timeouts_s)s::double precision[], %(max_attempts)s::integer[],
             %(schemas)s::text[], %(descriptions)s::text[])
     as n (name, max_running, timeout_s, max_attempts, payload_schema, description)
+where not exists (
+    select from dispatcher.type k
+    where k.name = n.name
+      and (k.max_running, k.timeout_s, k.max_attempts, k.max_payload_bytes, k.payload_schema, k.description)
+          is not distinct from (n.max_running, n.timeout_s, n.max_attempts, %(max_payload_bytes)s::integer,
+                                n.payload_schema::jsonb, n.description))
 order by n.name
 on conflict (name) do update
 set max_running = excluded.max_running, timeout_s = excluded.timeout_s, max_attempts = excluded.max_attempts,

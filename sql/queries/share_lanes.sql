@@ -9,7 +9,7 @@ with lane as materialized (
     from lane l cross join lateral (
         select j.priority, j.id from dispatcher.job j
         where j.listed = 'pending' and j.type = l.type and j.tenant = l.tenant and (j.priority, j.id) > (l.after_priority, l.after_id)
-        order by j.priority, j.id limit least(l.take, %(room)s)) j
+        order by j.priority, j.id limit least(l.take, %(room)s, %(depth)s)) j
 ), within_type as (
     select f.*, row_number() over (partition by f.type order by f.priority, f.turn, f.id) as place from front f
 ), chosen as (

@@ -154,7 +154,7 @@ def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
         for _ in range(3):
             began = time.monotonic()
             lanes = claims.list_lanes(daemon)
-            claimed = claim(daemon, lanes[0].type, take=1000, tenant=lanes[0].tenant)
+            claimed = claim(daemon, lanes[0].lane.type, take=1000, tenant=lanes[0].lane.tenant)
             results = [Outcome.succeeded(as_job(each), None) for each in claimed]
             assert len(outcomes.finish_jobs(daemon, results, free_only=False)) == 1000
             assert upkeep.next_due(daemon) is not None

@@ -119,8 +119,8 @@ def test_an_older_server_is_refused_by_its_version() -> None:
         def execute(self, *_: Any) -> "Old":
             return self
 
-        def fetchone(self) -> tuple[int, str, bool, int, bool]:
-            return 140012, "14.12", False, 1, True
+        def fetchone(self) -> tuple[int, str, str, bool, int, bool]:
+            return 140012, "14.12", "UTF8", False, 1, True
 
     with pytest.raises(UnsupportedServer, match=r"PostgreSQL 14\.12 is too old: .*15 or later"):
         db.check_server(Old())  # type: ignore[arg-type]

@@ -155,7 +155,7 @@ def test_result_that_is_not_json_fails_its_own_job(pool: Pool, value: Any) -> No
     ("payload", "checkpoint"),
     [
         ('{"n": ' + "9" * 5000 + "}", None),  # more digits than Python converts
-        ('{"n": ' + "[" * 5000 + "]" * 5000 + "}", None),  # deeper than Python recurses
+        ('{"n": ' + "[" * 200_000 + "]" * 200_000 + "}", None),  # deeper than Python recurses
         ("{}", "9" * 5000),
     ],
     ids=["digits", "depth", "checkpoint"],

@@ -211,7 +211,8 @@ def test_signals_blocked_or_ignored_in_the_daemon_are_not_so_in_the_program() ->
         thread.join()
     finally:
         signal.signal(signal.SIGUSR1, ignored)
-    assert [int(line.split()[1], 16) for line in states[0].splitlines()] == [0, 0]
+    own = 0b11 << 31  # signals 32 and 33 are the C library's, which lets nobody reset them
+    assert [int(line.split()[1], 16) & ~own for line in states[0].splitlines()] == [0, 0]
 
 
 def test_no_file_descriptor_is_inherited_but_those_that_should_be(ctx: Context, tmp_path: Path) -> None:
