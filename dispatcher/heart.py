@@ -123,6 +123,7 @@ class Heart:
             psycopg.errors.LockNotAvailable
         ):  # somebody's lock on a whole table: nothing was done, the session is sound
             self._metrics.db_errors.inc()
+            self._look_at_own = True  # in case it was that look, or giving jobs back, that was refused
             self._wait(TABLE_LOCK_PAUSE_S)
         except psycopg.Error as exc:  # a claim or the like: whatever it was, the session is not to be trusted
             self._lease.failed(exc)
@@ -191,8 +192,12 @@ class Heart:
         conn, term = self._lease.conn, self._lease.term
         if conn is not None and term is not None:
             # In statements after the grant: an older snapshot would miss the former leader's last claims.
-            self._dispatch.begin(conn, term)
-            self._began()
+            try:
+                self._dispatch.begin(conn, term)
+            except psycopg.Error as exc:  # a term must not stand without a count of what runs elsewhere
+                self._lease.failed(exc)
+            else:
+                self._began()
 
     def _lead(self, conn: Connection) -> None:
         dispatch = self._dispatch

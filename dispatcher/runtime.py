@@ -39,6 +39,7 @@ class JobRuntime:
         """A connection for a job's own work: none of the daemon's settings, in a transaction as psycopg opens it."""
         try:
             params = {"connect_timeout": 10, "application_name": "dispatcher job", **check_dsn(self._dsn)}
+            params["client_encoding"] = "utf8"  # a job's texts are Unicode, whatever the role's default
             return psycopg.connect(**params)
         except psycopg.OperationalError as exc:
             raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc

@@ -121,9 +121,7 @@ class Settings(BaseSettings):
         default_factory=dict, description="running jobs per type over the fleet; * is all types together"
     )
     executors: Names = Field(default_factory=list, description="modules with executors, besides installed entry points")
-    types: Names = Field(
-        default_factory=list, description="serve only these types, with a lease of their own"
-    )
+    types: Names = Field(default_factory=list, description="serve only these types, with a lease of their own")
     metrics_host: str = Field("127.0.0.1", description="where /metrics, /healthz and /readyz listen")
     metrics_port: int = Field(9464, ge=0, le=65535, description="0: any free port")
     api_host: str = Field("127.0.0.1", description="where the HTTP API listens")

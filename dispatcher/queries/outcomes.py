@@ -51,9 +51,9 @@ def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Att
     return set(rows.fetchall())
 
 
-def drop_claims(conn: Connection, claims: Sequence[int]) -> None:
-    """Forgets lists whose jobs are all settled."""
-    conn.execute(statement("drop_claims"), {"claims": list(claims)})
+def drop_claims(conn: Connection, claims: Sequence[int]) -> set[int]:
+    """Forgets lists of which no job runs any more; those it forgot."""
+    return {claim for (claim,) in conn.execute(statement("drop_claims"), {"claims": array(claims)})}
 
 
 def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger("dispatcher.completer")
 
 MAX_GROUP = 1000
 DROP_CLAIMS = 100
+DROP_AGAIN_S = 1.0  # those that could not be dropped are not tried again before this
 MAX_GROUP_CHARS = 8_000_000  # of results: a group must be written well within statement_timeout
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
@@ -61,6 +62,7 @@ class Completer:
         self._timed_out: set[tuple[int, int]] = set()
         self._notes_lock = threading.Lock()
         self._notes_due = 0.0
+        self._drop_due = 0.0
         self._conn: Connection | None = None
 
     def put(self, execution: Execution) -> None:
@@ -120,13 +122,17 @@ class Completer:
 
     def _drop_claims(self, conn: Connection) -> None:
         """At leisure, or once many have come together: nothing reads them but a take-over, which reads all."""
-        empty = self._inflight.take_empty_claims()
+        if self._clock() < self._drop_due or not (empty := self._inflight.take_empty_claims()):
+            return
+        dropped: set[int] = set()
         try:
-            if empty:
-                statements.drop_claims(conn, empty)
-        except psycopg.Error:
-            self._inflight.put_back_empty_claims(empty)
-            raise
+            dropped = statements.drop_claims(conn, empty)
+        except psycopg.errors.LockNotAvailable:
+            pass  # somebody's lock on the whole table: later
+        finally:
+            if kept := [claim for claim in empty if claim not in dropped]:
+                self._inflight.put_back_empty_claims(kept)
+                self._drop_due = self._clock() + DROP_AGAIN_S
 
     def close(self) -> None:
         """Closes the session."""
@@ -156,7 +162,9 @@ class Completer:
             return BUSY_PAUSE_S
         if self._progress or self._timed_out:
             return max(0.0, min(1.0, self._notes_due - self._clock()))
-        return 0.01 if self._inflight.empty_claims else 1.0
+        if self._inflight.empty_claims:
+            return max(0.01, min(1.0, self._drop_due - self._clock()))
+        return 1.0
 
     def _settle(self, conn: Connection, group: list[Execution]) -> None:
         final: list[Execution] = []

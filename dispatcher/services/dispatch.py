@@ -92,7 +92,9 @@ class Dispatch:
         self._term = 0
         self._elsewhere: dict[str, int] = {}
         self._elsewhere_due = 0.0
-        self._lanes: dict[Lane, Cursor] = {}
+        self._lanes: dict[Lane, Cursor] = {}  # in the order in which they get their turn
+        self._round = 0
+        self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
         self._read_again_at = 0.0
         self._claimed_at = 0.0
         self._typical_chars = 1.0  # of a payload in the latest claim
@@ -197,6 +199,9 @@ class Dispatch:
             return 0
         try:
             given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+        except psycopg.errors.LockNotAvailable:  # somebody's lock on the whole table: nothing was done
+            self._pool.submit(waiting)
+            raise
         except psycopg.Error:
             # They may have been given back, so they must not run here; if not, the next session finds rows that nobody
             # here runs, and gives those back.
@@ -246,7 +251,10 @@ class Dispatch:
     def _read_lanes(self, conn: Connection) -> None:
         began = self._clock()
         lanes = claims.list_lanes(conn)
-        lanes.sort(key=lambda found: found.head)
+        served = {found.lane: self._served.get(found.lane, 0) for found in lanes}
+        self._served = {lane: turn for lane, turn in served.items() if turn}
+        # By priority, then who has waited longest for a turn, then age.
+        lanes.sort(key=lambda found: (found.head[0], served[found.lane], found.head[1]))
         self._lanes = {found.lane: START for found in lanes if self._registry.get(found.lane.type) is not None}
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
@@ -295,10 +303,13 @@ class Dispatch:
 
     def _advance(self, takes: list[tuple[Lane, int, Cursor]], rows: list[Claimed]) -> None:
         """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
+        self._round += 1
         got = Counter((row.type, row.tenant) for row in rows)
         last = {(row.type, row.tenant): row for row in rows}  # rows come by priority and id
         for lane, take, _ in takes:
             self._lanes.pop(lane, None)
+            if got[lane]:
+                self._served[lane] = self._round
             if got[lane] == take:  # goes to the end: the others take their turn
                 self._lanes[lane] = Cursor(last[lane].priority, last[lane].id)
 

@@ -5,3 +5,4 @@ where c.id = any(%(claims)s::bigint[]) and not exists (
     select from unnest(c.job_ids) as named (id)
     join dispatcher.job j on j.id = named.id
     where j.owner = c.owner and j.state = 'running')
+returning c.id

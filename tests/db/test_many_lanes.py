@@ -1,0 +1,134 @@
+"""Very many tenants: each claim looks at a bounded number of them, and yet each gets its turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from dispatcher.db import Connection
+from dispatcher.queries import claims
+from dispatcher.queries.claims import Cursor, Lane
+from dispatcher.services.dispatch import MAX_SHARED, MIN_LANES
+from tests.db.leading import A, Leading
+from tests.db.running import publish, session, value
+
+TENANTS, EACH, ROOM = 2000, 20, 16
+BY_TURNS = "order by n.number, t.number"
+ONE_BY_ONE = "order by t.number, n.number"
+FILL = """
+insert into dispatcher.job (type, tenant, state, payload)
+select 'a', 't' || t.number, 'pending', '{}'
+from generate_series(1, %s) as t (number) cross join generate_series(1, %s) as n (number)
+"""
+
+
+@pytest.fixture
+def leading(dsn: str, conn: Connection) -> Iterator[Leading]:
+    """A dispatch with room for 16 jobs."""
+    publish(conn, A)
+    with session(dsn) as lease:
+        yield Leading(lease, threads=ROOM)
+
+
+def fill(conn: Connection, order: str) -> None:
+    conn.execute((FILL + order).encode(), (TENANTS, EACH))
+    conn.execute("analyze dispatcher.job")
+
+
+def serve(leading: Leading, *, pause_s: float) -> list[str]:
+    """One round, and its jobs end; their tenants."""
+    leading.now += pause_s
+    ids = leading.round()
+    tenants = {taken.claimed.id: taken.claimed.tenant for taken in leading.pool.taken}
+    leading.end(ids)
+    return [tenants[id] for id in ids]
+
+
+def test_within_a_burst_nobody_has_two_before_everybody_has_one(conn: Connection, leading: Leading) -> None:
+    fill(conn, BY_TURNS)
+    served: Counter[str] = Counter()
+    for _ in range(TENANTS // ROOM):
+        tenants = serve(leading, pause_s=0.0)
+        assert len(tenants) == ROOM
+        served.update(tenants)
+    assert len(served) == TENANTS
+    assert set(served.values()) == {1}
+
+
+def test_within_a_burst_a_tenant_s_older_backlog_does_not_keep_the_others_waiting(
+    conn: Connection, leading: Leading
+) -> None:
+    """All of the first tenant's jobs are older than any of the second's. Those that come round again compete, by age,
+    only with as many as one claim considers."""
+    fill(conn, ONE_BY_ONE)
+    served: Counter[str] = Counter()
+    for _ in range(TENANTS // ROOM):
+        served.update(serve(leading, pause_s=0.0))
+    assert len(served) >= TENANTS - MIN_LANES
+    assert max(served.values()) <= 2
+
+
+def test_tenants_that_enqueue_side_by_side_take_turns_whenever_the_lanes_are_read_again(
+    conn: Connection, leading: Leading
+) -> None:
+    fill(conn, BY_TURNS)
+    served: Counter[str] = Counter()
+    for _ in range(TENANTS // ROOM):
+        served.update(serve(leading, pause_s=60.0 if len(served) % 400 == 0 else 0.0))
+    assert len(served) == TENANTS
+    assert set(served.values()) == {1}
+
+
+def test_tenants_take_turns_across_readings_of_the_lanes(conn: Connection, leading: Leading) -> None:
+    """As the README promises: a tenant's backlog, older than everybody's jobs, is not served all before theirs."""
+    fill(conn, ONE_BY_ONE)
+    served: Counter[str] = Counter()
+    for _ in range(5):
+        served.update(serve(leading, pause_s=60.0))
+    assert set(served.values()) == {1}
+
+
+def test_a_round_considers_few_of_many_tenants(
+    conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharing the room among all of them once took longer than the statement may."""
+    fill(conn, BY_TURNS)
+    lanes, rows, share = [], [], claims.share_lanes
+
+    def measure(
+        own: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, room: int, depth: int
+    ) -> list[tuple[Lane, int]]:
+        lanes.append(len(takes))
+        rows.append(sum(min(take, room, depth) for _, take, _ in takes))
+        return share(own, takes, room=room, depth=depth)
+
+    monkeypatch.setattr(claims, "share_lanes", measure)
+    for _ in range(10):
+        assert len(serve(leading, pause_s=0.0)) == ROOM
+    assert max(lanes) <= MIN_LANES
+    assert max(rows) <= min(MAX_SHARED, MIN_LANES * ROOM)
+    assert len(lanes) <= 10, "a round shares once"
+
+
+def test_tenant_with_the_best_priority_is_served_first(conn: Connection, leading: Leading) -> None:
+    """However many are before it by age, by name, and in the order in which the lanes were found."""
+    fill(conn, ONE_BY_ONE)
+    conn.execute("update dispatcher.job set priority = -5 where tenant = %s", (f"t{TENANTS}",))
+    assert serve(leading, pause_s=0.0) == [f"t{TENANTS}"] * ROOM
+    rest = serve(leading, pause_s=60.0)
+    assert rest[: EACH - ROOM] == [f"t{TENANTS}"] * (EACH - ROOM)
+    assert len(set(rest[EACH - ROOM :])) == ROOM - (EACH - ROOM), "the others, one each"
+
+
+def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading(
+    conn: Connection, leading: Leading
+) -> None:
+    fill(conn, BY_TURNS)
+    serve(leading, pause_s=0.0)
+    conn.execute(
+        "insert into dispatcher.job (type, tenant, state, priority, payload) values ('a', 'z', 'pending', -1, '{}')"
+    )
+    assert serve(leading, pause_s=60.0)[0] == "z"
+    assert value(conn, "select state from dispatcher.job where tenant = 'z'") == "succeeded"
