@@ -83,11 +83,6 @@ class Completer:
             self._timed_out.add(key)
         self._queue.put(None)
 
-    @property
-    def idle(self) -> bool:
-        """True when everything that was put has been answered."""
-        return self._queue.empty() and not self._again and not len(self._inflight)
-
     def wake(self) -> None:
         """Lets a waiting step return."""
         self._queue.put(None)
@@ -265,11 +260,12 @@ class Completer:
                 statements.write_progress(conn, progress)
             if timed_out:
                 statements.mark_timed_out(conn, list(timed_out))
-        except psycopg.Error:
-            with self._notes_lock:  # to be written on the next session, unless there is newer progress
+        except psycopg.Error as exc:
+            with self._notes_lock:  # to be written later, unless there is newer progress
                 self._progress = progress | self._progress
                 self._timed_out |= timed_out
-            raise
+            if not isinstance(exc, psycopg.errors.LockNotAvailable):  # somebody's lock on the whole table is no loss
+                raise
 
 
 def _outcome(execution: Execution) -> Outcome:
