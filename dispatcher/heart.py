@@ -119,9 +119,8 @@ class Heart:
         """One turn: a beat if due, then what this replica's role asks for; about a heartbeat at most."""
         try:
             self._turn()
-        except (
-            psycopg.errors.LockNotAvailable
-        ):  # somebody's lock on a whole table: nothing was done, the session is sound
+        except psycopg.errors.LockNotAvailable:
+            # Somebody's lock on a whole table: nothing was done, and the session is sound.
             self._metrics.db_errors.inc()
             self._look_at_own = True  # in case it was that look, or giving jobs back, that was refused
             self._wait(TABLE_LOCK_PAUSE_S)

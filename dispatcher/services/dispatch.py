@@ -97,6 +97,7 @@ class Dispatch:
         self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
         self._read_again_at = 0.0
         self._claimed_at = 0.0
+        self._cut_short = False
         self._typical_chars = 1.0  # of a payload in the latest claim
         self.unknown: Mapping[str, int] = {}
         """Rows by type that say they run here although nothing does, and that could not be given back yet."""
@@ -146,7 +147,7 @@ class Dispatch:
     def step(self, conn: Connection) -> int:
         """One round; returns how many jobs it claimed."""
         now = self._clock()
-        self.looked_everywhere = self.busy = False
+        self.looked_everywhere = self.busy = self._cut_short = False
         if self._elsewhere and now >= self._elsewhere_due:
             self._count_elsewhere(conn)
         room = self.room()
@@ -158,9 +159,11 @@ class Dispatch:
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
         room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
         while takes := self._takes(conn, room):
-            claimed = self._claim(conn, takes)
-            if claimed or self._clock() - now > MAX_STEP_S:
+            if claimed := self._claim(conn, takes):
                 return claimed
+            if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
+                self.looked_everywhere, self._cut_short = False, True
+                break
         return 0
 
     def room(self) -> int:
@@ -235,8 +238,9 @@ class Dispatch:
             self.awake = self.awake or self._awake_lock_held
 
     def read_again(self) -> None:
-        """The next round reads every lane from its start."""
-        self._read_again_at = 0.0
+        """The next round reads every lane from its start, unless the latest one was cut short."""
+        if not self._cut_short:
+            self._read_again_at = 0.0
 
     def _count_elsewhere(self, conn: Connection) -> None:
         self._elsewhere_due = self._clock() + READ_AGAIN_S  # before: what is heard meanwhile must not be overwritten

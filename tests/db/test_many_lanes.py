@@ -12,7 +12,7 @@ from dispatcher.queries import claims
 from dispatcher.queries.claims import Cursor, Lane
 from dispatcher.services.dispatch import MAX_SHARED, MIN_LANES
 from tests.db.leading import A, Leading
-from tests.db.running import publish, session, value
+from tests.db.running import open_transaction, publish, session, value
 
 TENANTS, EACH, ROOM = 2000, 20, 16
 BY_TURNS = "order by n.number, t.number"
@@ -132,3 +132,21 @@ def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading
     )
     assert serve(leading, pause_s=60.0)[0] == "z"
     assert value(conn, "select state from dispatcher.job where tenant = 'z'") == "succeeded"
+
+
+def test_round_cut_short_among_locked_lanes_goes_on_behind_them(
+    dsn: str, conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of very many lanes are locked by somebody: a round ends in time for the heartbeat, and the one job that is
+    free must neither wait for a poll nor behind the locked ones for ever."""
+    monkeypatch.setattr("dispatcher.services.dispatch.MAX_STEP_S", -1.0)  # every look at locked lanes is one too long
+    leading.pool.threads = 1
+    conn.execute((FILL + ONE_BY_ONE).encode(), (5 * MIN_LANES, 1))
+    free = value(conn, "select max(id) from dispatcher.job")
+    with open_transaction(dsn, f"select from dispatcher.job where id <> {free} for update"):
+        for _ in range(10 * MIN_LANES):
+            if ids := leading.round():
+                break
+            assert not leading.dispatch.looked_everywhere  # or the leader would go to sleep
+            leading.dispatch.read_again()
+        assert ids == [free]

@@ -42,6 +42,8 @@ EXPECTED = {
     "ask_overdue_owners": {"job_pkey"},
     "prune_jobs": {"job_pkey"},
     "get_job": {"job_pkey"},
+    "drop_claims": {"job_pkey"},
+    "remove_replica": {"job_pkey"},
 }
 
 
