@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
 from dispatcher.sql import statement
@@ -19,27 +17,11 @@ from tests.db.running import (
     enqueue,
     execution,
     open_transaction,
-    publish,
     session,
     value,
 )
 
 LOCKED = "lock table dispatcher.claim in share mode"
-
-
-@pytest.fixture
-def lease(dsn: str, conn: Connection) -> Iterator[Connection]:
-    """A session that claims."""
-    publish(conn)
-    with session(dsn) as claiming:
-        yield claiming
-
-
-@pytest.fixture
-def settling(dsn: str) -> Iterator[Settling]:
-    settling = Settling(dsn)
-    yield settling
-    settling.completer.close()
 
 
 def lists(conn: Connection) -> int:

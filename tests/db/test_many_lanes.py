@@ -143,6 +143,7 @@ def test_round_cut_short_among_locked_lanes_goes_on_behind_them(
     leading.pool.threads = 1
     conn.execute((FILL + ONE_BY_ONE).encode(), (5 * MIN_LANES, 1))
     free = value(conn, "select max(id) from dispatcher.job")
+    ids: list[int] = []
     with open_transaction(dsn, f"select from dispatcher.job where id <> {free} for update"):
         for _ in range(10 * MIN_LANES):
             if ids := leading.round():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -22,28 +21,12 @@ from tests.db.running import (
     execution,
     job,
     open_transaction,
-    publish,
     session,
     state,
     value,
 )
 
 ERROR = JobError("exception", "ValueError: no")
-
-
-@pytest.fixture
-def lease(dsn: str, conn: Connection) -> Iterator[Connection]:
-    """A session that claims."""
-    publish(conn)
-    with session(dsn) as claiming:
-        yield claiming
-
-
-@pytest.fixture
-def settling(dsn: str) -> Iterator[Settling]:
-    settling = Settling(dsn)
-    yield settling
-    settling.completer.close()
 
 
 def test_outcome_is_in_the_row_and_counted(conn: Connection, lease: Connection, settling: Settling) -> None:
