@@ -74,11 +74,16 @@ class TcpProxy:
                 client, _ = listener.accept()
             except OSError:  # cut() closed it
                 return
-            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+            threading.Thread(target=self._connect, args=(client, listener), daemon=True).start()
 
-    def _connect(self, client: socket.socket) -> None:
+    def _connect(self, client: socket.socket, listener: socket.socket) -> None:
         with self._lock:
-            self._sockets.append(client)
+            refused = listener.fileno() == -1  # accepted in the very instant of a cut: nobody would close it any more
+            if not refused:
+                self._sockets.append(client)
+        if refused:
+            self._close(client)
+            return
         self._to_server.wait()  # paused: accepted, but nobody answers
         try:
             server = socket.create_connection(self._target)
