@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.client import Infos, Lines
 from dispatcher.executor import Registry
+from dispatcher.front.base import AsyncFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -33,7 +34,7 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient:
+class AsyncClient(AsyncFront):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:
@@ -65,7 +66,7 @@ class AsyncClient:
     ) -> tuple[int, bool]:
         """See Client.enqueue_unique."""
         operation = self._operations.enqueue(type, payload, options)
-        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+        return await self._do(operation, conn)
 
     async def enqueue_many(
         self,
@@ -77,23 +78,23 @@ class AsyncClient:
     ) -> list[int]:
         """See Client.enqueue_many."""
         operation = self._operations.enqueue_many(type, payloads, options)
-        return await (self._atomically(operation) if conn is None else perform_async(conn, operation, atomic=True))
+        return await self._do(operation, conn, atomic=True)
 
     async def enqueue_lines(self, type: str, chunks: Lines, **options: Unpack[Options]) -> list[int]:
         """See Client.enqueue_lines."""
-        return await self._atomically(self._operations.enqueue_lines(type, chunks, options))
+        return await self._do(self._operations.enqueue_lines(type, chunks, options), atomic=True)
 
     async def enqueue_text(self, type: str, text: str, **options: Unpack[Options]) -> tuple[int, bool]:
         """See Client.enqueue_text."""
-        return await self._run(self._operations.enqueue_text(type, text, options))
+        return await self._do(self._operations.enqueue_text(type, text, options))
 
     async def get(self, id: int) -> JobInfo:
         """See Client.get."""
-        return await self._run(self._operations.get(id))
+        return await self._do(self._operations.get(id))
 
     async def result(self, id: int) -> Any:
         """See Client.result."""
-        return await self._run(self._operations.result(id))
+        return await self._do(self._operations.result(id))
 
     @overload
     async def wait(self, id: int, timeout: Duration | None = None) -> JobInfo: ...
@@ -106,34 +107,34 @@ class AsyncClient:
     ) -> JobInfo | Infos:
         """See Client.wait."""
         ids = [id] if isinstance(id, int) else id
-        ended = await self._run(self._operations.wait(ids, timeout))
+        ended = await self._do(self._operations.wait(ids, timeout))
         return ended[0] if isinstance(id, int) else ended
 
     async def cancel(self, id: int, *, conn: AnyConnection | None = None) -> str:
         """See Client.cancel."""
         operation = self._operations.cancel(id)
-        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+        return await self._do(operation, conn)
 
     async def retry(self, id: int, *, conn: AnyConnection | None = None) -> str:
         """See Client.retry."""
         operation = self._operations.retry(id)
-        return await (self._run(operation) if conn is None else perform_async(conn, operation))
+        return await self._do(operation, conn)
 
     async def types(self) -> list[TypeInfo]:
         """See Client.types."""
-        return await self._run(fleet.list_types())
+        return await self._do(fleet.list_types())
 
     async def replicas(self) -> list[ReplicaInfo]:
         """See Client.replicas."""
-        return await self._run(fleet.show_replicas())
+        return await self._do(fleet.show_replicas())
 
     async def leader(self, lease: str = "default") -> LeaderInfo | None:
         """See Client.leader."""
-        return await self._run(fleet.show_lease(lease))
+        return await self._do(fleet.show_lease(lease))
 
     async def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
         """See Client.ask_to_resign."""
-        return await self._run(fleet.ask_to_resign(lease))
+        return await self._do(fleet.ask_to_resign(lease))
 
     # The last method, since from here on `list` means this one.
     async def list(
@@ -146,7 +147,12 @@ class AsyncClient:
         limit: int = 50,
     ) -> Infos:
         """See Client.list."""
-        return await self._run(self._operations.list(type, state, tenant, before, limit))
+        return await self._do(self._operations.list(type, state, tenant, before, limit))
+
+    async def _do(self, operation: Operation[T], conn: AnyConnection | None = None, *, atomic: bool = False) -> T:
+        if conn is not None:
+            return await perform_async(conn, operation, atomic=atomic)
+        return await (self._atomically(operation) if atomic else self._run(operation))
 
     async def _run(self, operation: Operation[T]) -> T:
         """Drives an operation whose statements stand each for itself."""

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 
 from dispatcher import connecting
 from dispatcher.executor import Registry
+from dispatcher.front.base import Front
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -26,7 +27,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client:
+class Client(Front):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg
@@ -81,7 +82,7 @@ class Client:
     ) -> tuple[int, bool]:
         """As enqueue; returns (id, whether it is a new job)."""
         operation = self._operations.enqueue(type, payload, options)
-        return self._run(operation) if conn is None else perform(conn, operation)
+        return self._do(operation, conn)
 
     def enqueue_many(
         self,
@@ -93,23 +94,23 @@ class Client:
     ) -> list[int]:
         """Enqueues one job a payload, all or none; ids in their order. An error counts payloads from 1."""
         operation = self._operations.enqueue_many(type, payloads, options)
-        return self._atomically(operation) if conn is None else perform(conn, operation, atomic=True)
+        return self._do(operation, conn, atomic=True)
 
     def enqueue_lines(self, type: str, chunks: Lines, **options: Unpack[Options]) -> list[int]:
         """Enqueues one job a line of NDJSON, all or none, as a stream: chunks of (line number, text)."""
-        return self._atomically(self._operations.enqueue_lines(type, chunks, options))
+        return self._do(self._operations.enqueue_lines(type, chunks, options), atomic=True)
 
     def enqueue_text(self, type: str, text: str, **options: Unpack[Options]) -> tuple[int, bool]:
         """As enqueue_unique, for a payload that is JSON text."""
-        return self._run(self._operations.enqueue_text(type, text, options))
+        return self._do(self._operations.enqueue_text(type, text, options))
 
     def get(self, id: int) -> JobInfo:
         """The job as it is now. Raises JobNotFound."""
-        return self._run(self._operations.get(id))
+        return self._do(self._operations.get(id))
 
     def result(self, id: int) -> Any:
         """The result of a job that succeeded or is partial. Raises JobFailed; WrongState before its end."""
-        return self._run(self._operations.result(id))
+        return self._do(self._operations.result(id))
 
     @overload
     def wait(self, id: int, timeout: Duration | None = None) -> JobInfo: ...
@@ -118,13 +119,13 @@ class Client:
     def wait(self, id: int | Sequence[int], timeout: Duration | None = None) -> JobInfo | Infos:
         """Waits until the job, or all of the jobs, ended in any way. Raises TimeoutError, JobNotFound."""
         ids = [id] if isinstance(id, int) else id
-        ended = self._run(self._operations.wait(ids, timeout))
+        ended = self._do(self._operations.wait(ids, timeout))
         return ended[0] if isinstance(id, int) else ended
 
     def cancel(self, id: int, *, conn: psycopg.Connection[Any] | None = None) -> str:
         """`canceled`, or `running` if it was asked to stop. Raises JobNotFound; WrongState after its end."""
         operation = self._operations.cancel(id)
-        return self._run(operation) if conn is None else perform(conn, operation)
+        return self._do(operation, conn)
 
     def retry(self, id: int, *, conn: psycopg.Connection[Any] | None = None) -> str:
         """Runs an ended job again, or a scheduled one at once: `pending`.
@@ -132,23 +133,23 @@ class Client:
         Raises JobNotFound, WrongState, UniqueConflict.
         """
         operation = self._operations.retry(id)
-        return self._run(operation) if conn is None else perform(conn, operation)
+        return self._do(operation, conn)
 
     def types(self) -> list[TypeInfo]:
         """The types that replicas have published."""
-        return self._run(fleet.list_types())
+        return self._do(fleet.list_types())
 
     def replicas(self) -> list[ReplicaInfo]:
         """The daemons, living or just gone."""
-        return self._run(fleet.show_replicas())
+        return self._do(fleet.show_replicas())
 
     def leader(self, lease: str = "default") -> LeaderInfo | None:
         """Who leads right now, or None."""
-        return self._run(fleet.show_lease(lease))
+        return self._do(fleet.show_lease(lease))
 
     def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
         """Asks the leader to give the lease away, which it does soon: (replica, term), or None without one."""
-        return self._run(fleet.ask_to_resign(lease))
+        return self._do(fleet.ask_to_resign(lease))
 
     # The last method, since from here on `list` means this one.
     def list(
@@ -161,7 +162,12 @@ class Client:
         limit: int = 50,
     ) -> Infos:
         """Jobs, the newest first; `before` an id, to go on from the last one of the page before."""
-        return self._run(self._operations.list(type, state, tenant, before, limit))
+        return self._do(self._operations.list(type, state, tenant, before, limit))
+
+    def _do(self, operation: Operation[T], conn: psycopg.Connection[Any] | None = None, *, atomic: bool = False) -> T:
+        if conn is not None:
+            return perform(conn, operation, atomic=atomic)
+        return self._atomically(operation) if atomic else self._run(operation)
 
     def _run(self, operation: Operation[T]) -> T:
         """Drives an operation whose statements stand each for itself."""
