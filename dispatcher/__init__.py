@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dispatcher.batch import BatchInfo, Callback
 from dispatcher.errors import (
     AttemptLost,
     DatabaseUnavailable,
@@ -41,6 +42,8 @@ __all__ = [
     "AsyncClient",
     "AttemptLost",
     "Backoff",
+    "BatchInfo",
+    "Callback",
     "Cancel",
     "CancelReason",
     "Client",

@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 from dispatcher import connecting
 from dispatcher.executor import Registry
-from dispatcher.front.base import Front
+from dispatcher.front.batches import Batches
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -27,7 +27,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Front):
+class Client(Batches):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg
@@ -68,7 +68,9 @@ class Client(Front):
 
         `payload` is a dict or an instance of a pydantic model. Options: priority (lower runs first), run_at
         (an aware datetime) or delay (a timedelta, seconds, or "5s"), tenant, unique_key, max_attempts,
-        timeout. Raises UnknownType, InvalidPayload, PayloadTooLarge, InvalidOption; nothing was enqueued then.
+        timeout, after (an id or several: runs once these have ended), on_failure ("cancel", or "run", if one
+        of them does not succeed), parent (an open batch that it joins). Raises UnknownType, InvalidPayload,
+        PayloadTooLarge, InvalidOption, and WrongState for a batch that has ended; nothing was enqueued then.
         """
         return self.enqueue_unique(type, payload, conn=conn, **options)[0]
 
@@ -128,8 +130,9 @@ class Client(Front):
         return self._do(operation, conn)
 
     def retry(self, id: int, *, conn: psycopg.Connection[Any] | None = None) -> str:
-        """Runs an ended job again, or a scheduled one at once: `pending`.
+        """Runs an ended job again, or a scheduled one at once; of a batch, its failed and canceled jobs.
 
+        Returns the state: `pending`; `blocked`, if it waits for others again; `running` of a batch.
         Raises JobNotFound, WrongState, UniqueConflict.
         """
         operation = self._operations.retry(id)

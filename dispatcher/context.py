@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dispatcher.job import CancelReason, Job
+from dispatcher.job import CancelReason, Job, JobInfo, State
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -36,6 +36,9 @@ class Runtime(Protocol):
 
     def enqueue(self, conn: Connection[Any] | None, type: str, payload: Any, options: dict[str, Any]) -> int:
         """Enqueues another job, on `conn` where given; returns its id."""
+
+    def predecessors(self, job_id: int) -> list[JobInfo]:
+        """The jobs after which it was enqueued."""
 
     def complete(self, conn: Connection[Any], job: Job, result: Any) -> None:
         """Records success on `conn`, or raises AttemptLost or UnsafeTransaction."""
@@ -113,6 +116,14 @@ class Context:
     def enqueue(self, type: str, payload: Any = None, *, conn: Connection[Any] | None = None, **options: Any) -> int:
         """Enqueues another job, inside the transaction of `conn` where given; returns its id."""
         return self._runtime.enqueue(conn, type, {} if payload is None else payload, options)
+
+    def predecessors(self) -> list[JobInfo]:
+        """The jobs after which this one was enqueued, as they are now."""
+        return self._runtime.predecessors(self.job.id)
+
+    def results(self) -> dict[int, Any]:
+        """The results of those of the predecessors that succeeded or are partial, by id; of a batch its counts."""
+        return {job.id: job.result for job in self.predecessors() if job.state in (State.SUCCEEDED, State.PARTIAL)}
 
     def complete(self, conn: Connection[Any], result: Any = None) -> None:
         """Ends the job as succeeded inside the transaction of `conn`: its writes and this outcome commit together.

@@ -53,6 +53,8 @@ class Job(NamedTuple):  # a tuple, since one is made for each execution and a fr
     failures: int
     created_at: datetime
     checkpoint: Any = None
+    parent_id: int | None = None
+    """The batch it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +84,4 @@ class JobInfo:
     owner: int | None
     cancel_requested: bool
     timed_out: bool
+    parent_id: int | None

@@ -118,6 +118,9 @@ class Metrics:
         self.last_tick = Gauge(
             "dispatcher_last_tick_timestamp_seconds", "When the main loop last made progress.", registry=r
         )
+        self.batches_ended = Counter("dispatcher_batches_ended", "Batches that ended.", ["state"], registry=r)
+        for state in ("succeeded", "partial", "failed", "canceled"):
+            self.batches_ended.labels(state)
         for reason in ("dead", "vanished"):  # shown from the start, so that the first rescue is seen as an increase
             self.rescued.labels(reason)
         self.db_errors = Counter("dispatcher_db_errors", "Errors of the database or of the way to it.", registry=r)

@@ -6,14 +6,25 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dispatcher.errors import EnqueueError, InvalidPayload, JobFailed, UnknownType, WrongState
+from dispatcher.batch import BatchInfo, Callback
+from dispatcher.errors import EnqueueError, InvalidOption, InvalidPayload, JobFailed, UnknownType, WrongState
 from dispatcher.executor import Registry
 from dispatcher.job import JobInfo, State
-from dispatcher.options import Duration, Options, encode_options, encode_payload, parse_payload, seconds
+from dispatcher.options import (
+    Duration,
+    Options,
+    checked_key,
+    encode_callback,
+    encode_keys,
+    encode_options,
+    encode_payload,
+    parse_payload,
+    seconds,
+)
 from dispatcher.queries import fleet, jobs
 from dispatcher.queries.operation import Operation, Pause
 from dispatcher.schema_check import compile_schema
@@ -24,6 +35,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.5  # between two looks at a job that is wa
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # NUL, or a surrogate, which may be half of a pair
 _POSITION = re.compile(r"payload (\d+): ")
 
+T = TypeVar("T")
 Infos = list[JobInfo]
 Fits = Callable[[Any], None]
 """Raises InvalidPayload for a value, as JSON has it, that does not fit."""
@@ -55,19 +67,10 @@ class Operations:
     def enqueue_many(self, type: str, payloads: Iterable[Any], options: Options) -> Operation[list[int]]:
         """One job a payload. All are checked before the first is sent; to be run in one transaction."""
         encoded = encode_options(options)
-        fits = yield from self._fits(_checked_type(type))
-        texts: list[str] = []
-        for at, payload in enumerate(payloads, 1):
-            try:
-                texts.append(encode_payload(payload))
-                if fits:
-                    fits(json.loads(texts[-1]))
-            except InvalidPayload as exc:
-                raise InvalidPayload(f"payload {at}: {exc}") from None
+        texts = yield from self._texts(type, payloads)
         ids: list[int] = []
-        for start in range(0, len(texts) or 1, CHUNK):
-            chunk = "\n".join(texts[start : start + CHUNK])
-            ids += yield from self._send(type, chunk, encoded, "payload", range(start + 1, start + 1 + CHUNK))
+        for numbers, chunk in _chunks(texts):
+            ids += yield from _numbered(jobs.enqueue_many_jobs(type, chunk, encoded), "payload", numbers)
         return ids
 
     def enqueue_lines(
@@ -78,23 +81,96 @@ class Operations:
         fits = yield from self._fits(_checked_type(type))
         yield from jobs.enqueue_many_jobs(type, "", encoded)  # refuses type and options before anything is read
         ids: list[int] = []
-        for lines in chunks:
-            for number, line in lines:
-                check_line(number, line, fits)
-            chunk = "\n".join(line for _, line in lines)
-            ids += yield from self._send(type, chunk, encoded, "line", [number for number, _ in lines])
+        for numbers, chunk in _checked(chunks, fits):
+            ids += yield from _numbered(jobs.enqueue_many_jobs(type, chunk, encoded), "line", numbers)
         return ids
 
-    def _send(self, type: str, payloads: str, options: str, noun: str, numbers: Sequence[int]) -> Operation[list[int]]:
-        """Sends a chunk; an error names the payload by its number in the whole."""
-        try:
-            return (yield from jobs.enqueue_many_jobs(type, payloads, options))
-        except EnqueueError as exc:
-            text = str(exc)
-            if match := _POSITION.match(text):
-                at = numbers[int(match[1]) - 1]
-                raise exc.__class__(f"{noun} {at}: {text[match.end() :]}") from exc
-            raise
+    def enqueue_many_unique(
+        self, type: str, payloads: Iterable[Any], unique_keys: Sequence[str | None], options: Options
+    ) -> Operation[list[tuple[int, bool]]]:
+        """(id, whether it is new) for each payload, in one statement: so no two callers lock each other out."""
+        texts = yield from self._texts(type, payloads)
+        encoded = encode_options(options, unique_keys=encode_keys(unique_keys, len(texts)))
+        send = jobs.enqueue_unique_jobs(type, "\n".join(texts), encoded)
+        return (yield from _numbered(send, "payload", range(1, len(texts) + 1)))
+
+    def enqueue_unique_lines(
+        self, type: str, chunks: Iterator[list[tuple[int, str]]], field: str, options: Options
+    ) -> Operation[list[tuple[int, bool]]]:
+        """The same for lines of NDJSON, whose `field` is the key."""
+        fits = yield from self._fits(_checked_type(type))
+        numbers: list[int] = []
+        lines: list[str] = []
+        keys: list[str] = []
+        for found, chunk in _checked(chunks, fits):
+            numbers += found
+            lines.append(chunk)
+            keys += (line_key(number, line, field) for number, line in zip(found, chunk.split("\n"), strict=True))
+        encoded = encode_options(options, unique_keys=keys)
+        return (yield from _numbered(jobs.enqueue_unique_jobs(type, "\n".join(lines), encoded), "line", numbers))
+
+    def batch(
+        self, type: str, payloads: Iterable[Any], callback: str | Callback | None, options: Options
+    ) -> Operation[int]:
+        """A batch with one job a payload; its id. To be run in one transaction."""
+        texts = yield from self._texts(type, payloads)
+        id, _ = yield from self._fill(type, _chunks(texts), "payload", callback, options)
+        return id
+
+    def batch_lines(
+        self, type: str, chunks: Iterator[list[tuple[int, str]]], callback: str | Callback | None, options: Options
+    ) -> Operation[tuple[int, int]]:
+        """The same for lines of NDJSON: (id, children)."""
+        fits = yield from self._fits(_checked_type(type))
+        return (yield from self._fill(type, _checked(chunks, fits), "line", callback, options))
+
+    def get_batch(self, id: int) -> Operation[BatchInfo]:
+        """One batch."""
+        return jobs.get_batch(id)
+
+    def predecessors(self, id: int) -> Operation[Infos]:
+        """The jobs after which a job was enqueued."""
+        return jobs.list_predecessors(id)
+
+    def _fill(
+        self,
+        type: str,
+        chunks: Iterable[tuple[Sequence[int], str]],
+        noun: str,
+        callback: str | Callback | None,
+        options: Options,
+    ) -> Operation[tuple[int, int]]:
+        """The first chunk makes the batch, the others join it."""
+        if options.get("parent") is not None or options.get("unique_key") is not None:
+            raise InvalidOption("options parent and unique_key do not go with a batch")
+        more = {} if callback is None else {"callback": encode_callback(callback)}
+        id, count, encoded = 0, 0, ""
+        for numbers, chunk in chunks:
+            if not chunk:
+                continue
+            if not id:
+                first = jobs.enqueue_batch(type, chunk, encode_options(options, **more))
+                id = yield from _numbered(first, noun, numbers)
+                encoded = encode_options(options, parent=id)
+            else:
+                yield from _numbered(jobs.enqueue_many_jobs(type, chunk, encoded), noun, numbers)
+            count += len(numbers)
+        if not id:
+            raise InvalidOption("a batch needs at least one job")
+        return id, count
+
+    def _texts(self, type: str, payloads: Iterable[Any]) -> Operation[list[str]]:
+        """The payloads as JSON texts, all checked."""
+        fits = yield from self._fits(_checked_type(type))
+        texts: list[str] = []
+        for at, payload in enumerate(payloads, 1):
+            try:
+                texts.append(encode_payload(payload))
+                if fits:
+                    fits(json.loads(texts[-1]))
+            except InvalidPayload as exc:
+                raise InvalidPayload(f"payload {at}: {exc}") from None
+        return texts
 
     def get(self, id: int) -> Operation[JobInfo]:
         """One job."""
@@ -144,7 +220,7 @@ class Operations:
         return left_in
 
     def retry(self, id: int) -> Operation[str]:
-        """`pending`."""
+        """The state that it leaves the job in."""
         return jobs.retry_job(id)
 
     def _fits(self, type: str) -> Operation[Fits | None]:
@@ -163,6 +239,45 @@ class Operations:
             fits = None if published is None else _schema_check(type, published)
         self._schemas[type] = (self._clock(), published, fits)
         return fits
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], str]]:
+    """(numbers, payloads) of a statement each; one at least."""
+    for start in range(0, len(texts) or 1, CHUNK):
+        part = texts[start : start + CHUNK]
+        yield range(start + 1, start + 1 + len(part)), "\n".join(part)
+
+
+def _checked(chunks: Iterator[list[tuple[int, str]]], fits: Fits | None) -> Iterator[tuple[Sequence[int], str]]:
+    """The same for lines, each checked."""
+    for lines in chunks:
+        for number, line in lines:
+            check_line(number, line, fits)
+        if lines:
+            yield [number for number, _ in lines], "\n".join(line for _, line in lines)
+
+
+def _numbered(operation: Operation[T], noun: str, numbers: Sequence[int]) -> Operation[T]:
+    """An error that counts payloads within a chunk counts them in the whole."""
+    try:
+        return (yield from operation)
+    except EnqueueError as exc:
+        text = str(exc)
+        if match := _POSITION.match(text):
+            at = numbers[int(match[1]) - 1]
+            raise exc.__class__(f"{noun} {at}: {text[match.end() :]}") from exc
+        raise
+
+
+def line_key(number: int, line: str, field: str) -> str:
+    """The unique key in a line; raises InvalidPayload that names the line."""
+    value = json.loads(line).get(field)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidPayload(f"line {number}: field {field!r}, the unique key, must be a text or a whole number")
+    try:
+        return checked_key(str(value))
+    except InvalidOption as exc:
+        raise InvalidPayload(f"line {number}: field {field!r}: {exc}") from None
 
 
 def check_line(number: int, line: str, fits: Fits | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+from dispatcher.batch import Callback
 from dispatcher.errors import InvalidOption, InvalidPayload
 from dispatcher.outcome import encode
 from dispatcher.settings import parse_duration
@@ -27,10 +29,13 @@ class Options(TypedDict, total=False):
     unique_key: str | None
     max_attempts: int | None
     timeout: Duration | None
+    after: int | Iterable[int] | None  # runs once these have ended
+    on_failure: Literal["cancel", "run"] | None  # what becomes of it where one of them does not succeed; cancel
+    parent: int | None  # the open batch that it joins
 
 
-def encode_options(options: Options) -> str:
-    """The options as JSON text; raises InvalidOption."""
+def encode_options(options: Options, **more: Any) -> str:
+    """The options as JSON text, and `more` that is ready for it; raises InvalidOption."""
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(set(given) - set(Options.__annotations__)):
         known = ", ".join(Options.__annotations__)
@@ -39,7 +44,35 @@ def encode_options(options: Options) -> str:
         raise InvalidOption("give run_at or delay, not both")
     for name, value in given.items():
         given[name] = _ENCODERS[name](name, value)
+    given |= more
     return encode(given) if given else "{}"
+
+
+def encode_keys(unique_keys: Sequence[str | None], count: int) -> list[str | None]:
+    """A unique key, or None, for each of so many payloads; raises InvalidOption."""
+    if isinstance(unique_keys, str) or len(unique_keys) != count:
+        raise InvalidOption(f"there must be a unique key, or None, for each of the {count} payloads")
+    return [None if key is None else checked_key(key) for key in unique_keys]
+
+
+def checked_key(key: Any) -> str:
+    """A unique key; raises InvalidOption."""
+    return _text("unique_key", key)
+
+
+def encode_callback(callback: str | Callback) -> dict[str, Any]:
+    """What SQL knows as the option `callback`; raises InvalidOption or InvalidPayload."""
+    given = Callback(callback) if isinstance(callback, str) else callback
+    if not isinstance(given, Callback):
+        raise InvalidOption(f"callback must be the name of a type or a Callback, not {callback!r:.100}")
+    try:
+        return {
+            "type": given.type,
+            "payload": json.loads(encode_payload(given.payload)),
+            "options": json.loads(encode_options(cast(Options, dict(given.options)))),
+        }
+    except (InvalidPayload, InvalidOption) as exc:
+        raise exc.__class__(f"callback: {exc}") from None
 
 
 def seconds(name: str, value: Any) -> float:
@@ -133,7 +166,25 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-_ENCODERS = {
+def _id(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise InvalidOption(f"{name} takes the id of a job, not {value!r:.100}")
+    return value
+
+
+def _ids(name: str, value: Any) -> list[int]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return [_id(name, value)]
+    return [_id(name, one) for one in value]
+
+
+def _on_failure(name: str, value: Any) -> str:
+    if value not in ("cancel", "run"):
+        raise InvalidOption(f"{name} must be 'cancel' or 'run', not {value!r:.100}")
+    return str(value)
+
+
+_ENCODERS: dict[str, Callable[[str, Any], Any]] = {
     "priority": lambda name, value: _whole(name, value, MIN_PRIORITY),
     "max_attempts": lambda name, value: _whole(name, value, 1),
     "run_at": aware,
@@ -141,6 +192,9 @@ _ENCODERS = {
     "timeout": _positive,
     "tenant": _text,
     "unique_key": _text,
+    "after": _ids,
+    "on_failure": _on_failure,
+    "parent": _id,
 }
 
 

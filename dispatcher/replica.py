@@ -1,7 +1,8 @@
 """A replica: its row in the database, its services, and what they tell one another.
 
 listener ─▶ dispatch (heart) ─▶ pool ─▶ completer ─▶ dispatch: a slot is free
-    └─────▶ stager ──────────────┘            └─────▶ stager: a job was put back
+    ├─────▶ stager ──────────────┘            ├─────▶ stager: a job was put back
+    └─────▶ linker ─▶ dispatch                └─────▶ linker: a job has ended that others wait for
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dispatcher.services.completer import Completer
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.gauges import Gauges
 from dispatcher.services.lease import Lease
+from dispatcher.services.linker import Linker
 from dispatcher.services.listener import Listener
 from dispatcher.services.pool import ThreadPool, stack_of
 from dispatcher.services.pruner import Pruner
@@ -160,7 +162,15 @@ class Replica:
             leading=self.leading,
             awake=lambda: self._dispatch.awake,
             promoted=self._dispatch.woken.set,
+            marked=lambda: self._linker.wake(),  # noqa: PLW0108 - made below
             poll_interval_s=s.poll_interval.total_seconds(),
+            metrics=metrics,
+            stop=stop,
+        )
+        self._linker = Linker(
+            open_session=self._opener("linker"),
+            leading=self.leading,
+            released=self._on_released,
             metrics=metrics,
             stop=stop,
         )
@@ -189,6 +199,7 @@ class Replica:
                 stop=stop,
             ),
             "stager": self._stager,
+            "linker": self._linker,
             "rescuer": self._rescuer,
             "pruner": Pruner(
                 open_session=self._opener("pruner"),
@@ -213,7 +224,13 @@ class Replica:
 
     def wake_all(self) -> None:
         """Lets every service come back from its wait, to see that it should end."""
-        for wake in (self._completer.wake, self._stager.wake, self._rescuer.wake, self._dispatch.woken.set):
+        for wake in (
+            self._completer.wake,
+            self._stager.wake,
+            self._linker.wake,
+            self._rescuer.wake,
+            self._dispatch.woken.set,
+        ):
             wake()
 
     def session(self, name: str, *, lock_s: float = 0.05) -> Connection:
@@ -247,18 +264,26 @@ class Replica:
 
     def _on_term(self) -> None:
         self._stager.wake()
+        self._linker.wake()
         self._rescuer.wake()
 
-    def _on_settled(self, conn: Connection, rescheduled: bool) -> None:
+    def _on_settled(self, conn: Connection, rescheduled: bool, marked: bool) -> None:
         self._dispatch.woken.set()
         self.settled.set()
         if rescheduled:
             self._stager.wake()
+        if marked:
+            self._linker.wake()
         if not self.leading():  # the leader elsewhere counts our jobs against its limits
             outcomes.wake_leader(conn, self._lease_number)
 
     def _on_rescued(self) -> None:
         self._dispatch.recount()
+        self._stager.wake()
+        self._linker.wake()
+
+    def _on_released(self) -> None:
+        self._dispatch.heard()
         self._stager.wake()
 
     def _on_notification(self, channel: str, payload: str) -> None:
@@ -267,6 +292,7 @@ class Replica:
             case "":
                 self._dispatch.heard()
                 self._stager.wake()
+                self._linker.wake()
             case "cancel":  # anybody may notify: the row says whether it is true
                 self.heart.look_for_cancels()
             case "resign" if not rest or rest.isdigit():

@@ -11,7 +11,7 @@ from dispatcher.client import Client
 from dispatcher.db import Connection, check_dsn, first_line
 from dispatcher.errors import BY_SQLSTATE, DatabaseUnavailable, UnsafeTransaction
 from dispatcher.executor import Registry
-from dispatcher.job import Job
+from dispatcher.job import Job, JobInfo
 from dispatcher.options import Options
 from dispatcher.outcome import MAX_MESSAGE, encode, storable
 from dispatcher.sql import statement
@@ -47,6 +47,10 @@ class JobRuntime:
     def enqueue(self, conn: Connection | None, type: str, payload: Any, options: dict[str, Any]) -> int:
         """Enqueues on `conn`, or on the client's own connection."""
         return self._client.enqueue(type, payload, conn=conn, **cast(Options, options))
+
+    def predecessors(self, job_id: int) -> list[JobInfo]:
+        """The jobs after which a job was enqueued."""
+        return self._client.predecessors(job_id)
 
     def complete(self, conn: Connection, job: Job, result: Any) -> None:
         """Records success on the job's own connection; see Context.complete."""

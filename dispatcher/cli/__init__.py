@@ -11,6 +11,7 @@ COMMANDS = {
     "run": ("dispatcher.cli.run", "Run a replica: lead, or stand by."),
     "enqueue": ("dispatcher.cli.enqueue", "Enqueue a job, or one for each line of a file."),
     "job": ("dispatcher.cli.job", "Look at jobs, cancel them, run them again, wait for them."),
+    "batch": ("dispatcher.cli.batch", "Look at batches."),
     "type": ("dispatcher.cli.type", "The types of jobs that are known."),
     "leader": ("dispatcher.cli.leader", "Who leads; make it resign."),
     "replica": ("dispatcher.cli.replica", "The daemons."),

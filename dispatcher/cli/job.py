@@ -123,6 +123,7 @@ def print_job(job: JobInfo) -> None:
         ("type", job.type),
         ("state", _state(job)),
         ("tenant", job.tenant),
+        ("batch", job.parent_id),
         ("priority", job.priority),
         ("unique key", job.unique_key),
         ("attempt", f"{job.attempt}, {job.failures} of {job.max_attempts} failures"),

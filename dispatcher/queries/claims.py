@@ -43,6 +43,7 @@ class Claimed(NamedTuple):
     checkpoint: str | None
     waited_s: float
     claim: int
+    parent_id: int | None = None
 
 
 class FoundLane(NamedTuple):

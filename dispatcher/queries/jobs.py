@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg.rows import TupleRow
 
+from dispatcher.batch import BatchInfo
 from dispatcher.errors import JobNotFound
 from dispatcher.job import JobInfo, State
 from dispatcher.queries.operation import Operation, Query
@@ -26,6 +27,34 @@ def enqueue_many_jobs(type: str, payloads: str, options: str) -> Operation[list[
     """The jobs' ids, in order; `payloads` has one JSON text a line."""
     rows = yield Query("enqueue_many_jobs", {"type": type, "payloads": payloads, "options": options})
     return [id for (id,) in rows]
+
+
+def enqueue_unique_jobs(type: str, payloads: str, options: str) -> Operation[list[tuple[int, bool]]]:
+    """(id, whether it is new) for each payload, in order."""
+    rows = yield Query("enqueue_unique_jobs", {"type": type, "payloads": payloads, "options": options})
+    return [(id, created) for id, created in rows]
+
+
+def enqueue_batch(type: str, payloads: str, options: str) -> Operation[int]:
+    """The id of a new batch with these first children."""
+    rows = yield Query("enqueue_batch", {"type": type, "payloads": payloads, "options": options})
+    return int(rows[0][0])
+
+
+def get_batch(id: int) -> Operation[BatchInfo]:
+    """One batch; raises JobNotFound."""
+    rows = yield Query("get_batch", {"id": checked_id(id)}, reads=True)
+    if not rows:
+        raise JobNotFound(f"there is no batch {id}")
+    values: list[Any] = list(rows[0])
+    values[2] = State(values[2])
+    return BatchInfo(*values)
+
+
+def list_predecessors(id: int) -> Operation[list[JobInfo]]:
+    """The jobs after which a job was enqueued."""
+    rows = yield Query("list_predecessors", {"id": checked_id(id)}, reads=True)
+    return [job_info(row) for row in rows]
 
 
 def get_job(id: int) -> Operation[JobInfo]:
@@ -58,7 +87,7 @@ def cancel_job(id: int) -> Operation[str]:
 
 
 def retry_job(id: int) -> Operation[str]:
-    """`pending`; raises JobNotFound, WrongState or UniqueConflict."""
+    """The state that it leaves the job in; raises JobNotFound, WrongState or UniqueConflict."""
     rows = yield Query("retry_job", {"id": checked_id(id)})
     return str(rows[0][0])
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
 from dispatcher.db import Connection, array
 from dispatcher.outcome import Outcome
 from dispatcher.sql import statement
@@ -11,8 +14,11 @@ from dispatcher.sql import statement
 Attempt = tuple[int, int]
 
 
-def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> set[Attempt]:
-    """Records final outcomes; the attempts it recorded. Waits for locked rows up to lock_timeout, unless free_only."""
+def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> dict[Attempt, bool]:
+    """Records final outcomes; the attempts it recorded, and whether each left a mark for a batch or for other jobs.
+
+    Waits for locked rows up to lock_timeout, unless free_only.
+    """
     rows = conn.execute(
         statement("finish_free_jobs" if free_only else "finish_jobs"),
         {
@@ -24,11 +30,11 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
             "errors": _json_array([o.errors for o in outcomes]),
         },
     )
-    return set(rows.fetchall())
+    return _recorded(rows)
 
 
-def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attempt]:
-    """Sends jobs back to scheduled or pending; the attempts it recorded."""
+def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> dict[Attempt, bool]:
+    """Sends jobs back to scheduled or pending; the attempts it recorded, and whether each may have left a mark."""
     rows = conn.execute(
         statement("reschedule_jobs"),
         {
@@ -39,7 +45,7 @@ def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attemp
             "errors": _json_array([o.errors for o in outcomes]),
         },
     )
-    return set(rows.fetchall())
+    return _recorded(rows)
 
 
 def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Attempt]:
@@ -85,6 +91,10 @@ def list_canceled(conn: Connection, owner: int, ids: Sequence[int]) -> list[int]
 def wake_leader(conn: Connection, lease: int) -> None:
     """Tells the leader that a slot has become free elsewhere."""
     conn.execute(statement("wake_leader"), {"lease": lease})
+
+
+def _recorded(rows: Cursor[TupleRow]) -> dict[Attempt, bool]:
+    return {(id, attempt): marked for id, attempt, marked in rows}
 
 
 def _json_array(texts: Sequence[str | None]) -> str | None:

@@ -31,10 +31,11 @@ def promote_jobs(conn: Connection, batch: int) -> int:
     return conn.execute(statement("promote_jobs"), {"batch": batch}).rowcount
 
 
-def next_due(conn: Connection) -> float | None:
-    """Seconds until the earliest scheduled job is due; None without one."""
+def next_due(conn: Connection) -> tuple[float | None, bool]:
+    """Seconds until the earliest scheduled job is due, None without one; and whether there are marks."""
     row = conn.execute(statement("next_due")).fetchone()
-    return None if row is None else float(row[0])
+    assert row is not None
+    return row[0], bool(row[1])
 
 
 def guard_rescue(conn: Connection, replica: int, incarnation: int) -> bool:

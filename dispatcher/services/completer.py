@@ -36,9 +36,12 @@ PROGRESS_EVERY_S = 0.2
 REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
 """What PostgreSQL says of a value that it cannot store."""
 
+Recorded = dict[tuple[int, int], bool]
+"""The attempts that were recorded, and whether each left a mark."""
+
 
 class Completer:
-    """Settles what ends here. `settled` is told of each group: whether a job was put back, and claims left empty."""
+    """Settles what ends here. `settled` is told of each group: whether a job was put back, whether one left a mark."""
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Completer:
         open_session: Callable[[], Connection],
         inflight: InFlight,
         metrics: Metrics,
-        settled: Callable[[Connection, bool], None],
+        settled: Callable[[Connection, bool, bool], None],
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -168,7 +171,7 @@ class Completer:
             (final if _outcome(execution).state in FINAL else back).append(execution)
         # Those that were busy before are not waited for again: each wait keeps the rest of the group waiting, too.
         fresh, busy_before = [e for e in final if not e.busy], [e for e in final if e.busy]
-        done = self._send(conn, fresh, self._finish) if fresh else set()
+        done = self._send(conn, fresh, self._finish) if fresh else {}
         if busy_before:
             done |= self._send(conn, busy_before, self._finish_free)
         if back:
@@ -184,32 +187,32 @@ class Completer:
             answered.append(execution)
             self._count(execution, recorded=execution.key in done)
         self._inflight.remove(answered)
-        self._settled(conn, bool(back))
+        self._settled(conn, bool(back), any(done.values()))
 
-    def _finish(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+    def _finish(self, conn: Connection, group: list[Execution]) -> Recorded:
         results = [_outcome(execution) for execution in group]
         try:
             return statements.finish_jobs(conn, results, free_only=False)
         except psycopg.errors.LockNotAvailable:
             return statements.finish_jobs(conn, results, free_only=True)
 
-    def _finish_free(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+    def _finish_free(self, conn: Connection, group: list[Execution]) -> Recorded:
         return statements.finish_jobs(conn, [_outcome(execution) for execution in group], free_only=True)
 
-    def _reschedule(self, conn: Connection, group: list[Execution]) -> set[tuple[int, int]]:
+    def _reschedule(self, conn: Connection, group: list[Execution]) -> Recorded:
         return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
 
     def _send(
         self,
         conn: Connection,
         group: list[Execution],
-        send: Callable[[Connection, list[Execution]], set[tuple[int, int]]],
-    ) -> set[tuple[int, int]]:
+        send: Callable[[Connection, list[Execution]], Recorded],
+    ) -> Recorded:
         """Sends a group; where the database refuses a value in it, finds the one and fails that job alone."""
         try:
             return send(conn, group)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            return set()  # the whole table is locked: all of them are busy
+            return {}  # the whole table is locked: all of them are busy
         except (*REFUSED, UnicodeError) as exc:
             if len(group) > 1:
                 middle = len(group) // 2

@@ -220,6 +220,7 @@ def _job(claimed: Claimed, spec: Executor) -> Job:
         claimed.failures,
         claimed.created_at,
         checkpoint,
+        claimed.parent_id,
     )
 
 

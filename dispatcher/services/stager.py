@@ -1,4 +1,7 @@
-"""The stager makes due jobs pending. It sleeps until the earliest one is due, or until it is told of an earlier one."""
+"""The stager makes due jobs pending. It sleeps until the earliest one is due, or until it is told of an earlier one.
+
+With the same look it sees for the linker whether there are marks: nobody notifies of them while the leader is awake.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Stager:
         leading: Callable[[], bool],
         awake: Callable[[], bool],
         promoted: Callable[[], None],
+        marked: Callable[[], None],
         poll_interval_s: float,
         metrics: Metrics,
         stop: threading.Event,
@@ -36,6 +40,7 @@ class Stager:
         self._leading = leading
         self._awake = awake
         self._promoted = promoted
+        self._marked = marked
         self._poll_interval_s = poll_interval_s
         self._metrics = metrics
         self._stop = stop
@@ -70,7 +75,9 @@ class Stager:
             if self._conn is None:
                 return 0.0
         awake = self._awake()  # before the look: who dozes in between was told of nothing that the look can miss
-        due_s = upkeep.next_due(self._conn)
+        due_s, marked = upkeep.next_due(self._conn)
+        if marked:
+            self._marked()
         if due_s is not None and due_s <= 0:
             count = upkeep.promote_jobs(self._conn, BATCH)
             if count:

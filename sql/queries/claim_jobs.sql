@@ -15,7 +15,7 @@ with lane as materialized (
     update dispatcher.job j
     set state = 'running', attempt = j.attempt + 1, owner = %(owner)s, started_at = now()
     from front f where j.id = f.id and j.state = 'pending'
-    returning j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.timeout_s, j.created_at,
+    returning j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.timeout_s, j.created_at, j.parent_id,
               j.payload::text as payload, j.checkpoint::text as checkpoint,
               extract(epoch from now() - coalesce(j.run_at, j.created_at))::double precision as waited_s
 ), noted as (
@@ -24,5 +24,5 @@ with lane as materialized (
     returning id
 )
 select t.id, t.type, t.tenant, t.priority, t.attempt, t.failures, t.max_attempts, t.timeout_s, t.created_at, t.payload,
-       t.checkpoint, t.waited_s, n.id as claim
+       t.checkpoint, t.waited_s, n.id as claim, t.parent_id
 from taken t cross join noted n order by t.priority, t.id

@@ -14,4 +14,4 @@ set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), tim
         select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
 from o join free f on f.id = o.id
 where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
-returning j.id, j.attempt
+returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

@@ -9,4 +9,4 @@ from rows from (  -- noqa: PRS
     jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
 ) as o (id, attempt, state, failures, result, errors)
 where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
-returning j.id, j.attempt
+returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

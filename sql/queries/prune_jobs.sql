@@ -1,11 +1,16 @@
 -- prune_jobs: one page of the walk over the primary key: finished jobs past their retention go; locked ones wait for the
--- next walk. Ids grow with creation, so the walk may stop at the first page that holds jobs too young to have expired.
+-- next walk, and so do those whose result an unfinished job was promised, and those of an open batch. Ids grow with creation, so the walk may stop at the first page that holds jobs too young to have expired.
 with page as materialized (
     select j.id, j.created_at, j.state, j.finished_at from dispatcher.job j where j.id > %(after)s order by j.id limit %(page)s
 ), expired as materialized (
     select j.id from page p join dispatcher.job j on j.id = p.id
-    where (j.state = 'succeeded' and j.finished_at < now() - %(keep_succeeded)s::interval)
-       or (j.state in ('failed', 'partial', 'canceled') and j.finished_at < now() - %(keep_failed)s::interval)
+    where ((j.state = 'succeeded' and j.finished_at < now() - %(keep_succeeded)s::interval)
+           or (j.state in ('failed', 'partial', 'canceled') and j.finished_at < now() - %(keep_failed)s::interval))
+      and (j.followed is not true or not exists (
+          select from dispatcher.dependency d join dispatcher.job f on f.id = d.job_id
+          where d.after_id = j.id and f.state in ('scheduled', 'blocked', 'pending', 'running')))
+      and (j.parent_id is null or not exists (
+          select from dispatcher.batch b where b.job_id = j.parent_id and b.ended_at is null))
     for update of j skip locked
 ), gone as (
     delete from dispatcher.job j using expired e where j.id = e.id returning j.id

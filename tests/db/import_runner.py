@@ -10,7 +10,7 @@ from dispatcher_executors.bulk_import import BulkImportPayload, bulk_import
 
 from dispatcher.context import Context
 from dispatcher.errors import BY_SQLSTATE
-from dispatcher.job import Job
+from dispatcher.job import Job, JobInfo
 
 
 class DirectRuntime:
@@ -37,6 +37,9 @@ class DirectRuntime:
         self.after_checkpoint()
 
     def complete(self, conn: psycopg.Connection[Any], job: Job, result: Any) -> None:
+        raise NotImplementedError
+
+    def predecessors(self, job_id: int) -> list[JobInfo]:
         raise NotImplementedError
 
     def enqueue(self, conn: Any, type: str, payload: Any, options: dict[str, Any]) -> int:

@@ -110,7 +110,7 @@ class Settling:
             open_session=open_session or (lambda: session(dsn)),
             inflight=self.inflight,
             metrics=self.metrics,
-            settled=lambda _conn, rescheduled: self.told.append(rescheduled),
+            settled=lambda _conn, rescheduled, _marked: self.told.append(rescheduled),
             stop=threading.Event(),
         )
 

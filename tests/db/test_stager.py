@@ -28,6 +28,7 @@ class Staging:
             open_session=lambda: self._open(dsn),
             leading=lambda: self.leading,
             awake=lambda: self.awake(),  # noqa: PLW0108 - a test replaces it
+            marked=lambda: None,
             promoted=self.promoted.set,
             poll_interval_s=60.0,
             metrics=Metrics(),

@@ -1,0 +1,135 @@
+"""The linker: what an ended job means to others. It counts children in their batch, ends a batch with the last of
+them, and lets jobs run, or cancels them, whose predecessors have ended.
+
+A job that ends leaves a mark in the transaction that ends it. The linker takes marks, does all that follows from them,
+and removes them in one transaction: so nothing is forgotten, whoever dies in between, and nothing is counted twice.
+What follows is decided by rows, not by the marks' order: two predecessors that end at the same instant each leave a
+mark, and whichever is looked at later finds both ended. A row that somebody holds locked is passed by, its mark put
+back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher.db import Connection, first_line, patiently
+from dispatcher.metrics import Metrics
+from dispatcher.queries import marks as statements
+from dispatcher.queries.marks import Mark
+
+log = logging.getLogger("dispatcher.linker")
+
+BATCH = 5000  # marks in one transaction
+EDGES = 20_000  # and jobs let go in one statement, which must end well within statement_timeout
+BUSY_PAUSE_S = 0.1
+IDLE_S = 60.0  # the stager looks for marks together with due jobs: this is no poll
+
+
+class Linker:
+    """Works only while this replica leads. `released` is told when there may be new work."""
+
+    def __init__(
+        self,
+        *,
+        open_session: Callable[[], Connection],
+        leading: Callable[[], bool],
+        released: Callable[[], None],
+        metrics: Metrics,
+        stop: threading.Event,
+    ) -> None:
+        self._open_session = open_session
+        self._leading = leading
+        self._released = released
+        self._metrics = metrics
+        self._stop = stop
+        self._woken = threading.Event()
+        self._after = 0  # the last mark taken in this burst
+        self._conn: Connection | None = None
+
+    def wake(self) -> None:
+        """There may be marks, or this replica has come to lead. Any thread."""
+        self._woken.set()
+
+    def step(self) -> None:
+        """Works off what is there, then waits to be woken."""
+        self._woken.clear()
+        pause_s = IDLE_S
+        if self._leading():
+            try:
+                pause_s = self.follow()
+            except psycopg.Error as exc:
+                self._metrics.db_errors.inc()
+                log.warning("the linker's session is lost: %s", first_line(exc))
+                self.close()
+                pause_s = BUSY_PAUSE_S
+        else:
+            self.close()
+        if pause_s > 0:
+            self._woken.wait(pause_s)
+
+    def follow(self) -> float:
+        """Works off one group of marks; seconds until there may be more to do."""
+        if self._conn is None:
+            self._conn = patiently(self._open_session, stop=self._stop)
+            if self._conn is None:
+                return 0.0
+            self._after = 0
+        with self._conn.transaction():
+            if not statements.take_follow_lock(self._conn):
+                return BUSY_PAUSE_S
+            taken = statements.take_marks(self._conn, after=self._after, batch=BATCH)
+            put_back, news = self._work_off(self._conn, taken) if taken else ([], False)
+            if put_back:
+                statements.put_marks(self._conn, put_back)
+            if news:
+                statements.wake_leaders(self._conn)
+        if news:
+            self._released()
+        if len(taken) > len(put_back):
+            # Go on behind these; what they led to has left marks behind them. A mark that was committed late is found
+            # once a burst is over.
+            self._after = max(mark.id for mark in taken)
+            return 0.0
+        if put_back or self._after:
+            self._after = 0
+            return BUSY_PAUSE_S if put_back else 0.0
+        return IDLE_S
+
+    def close(self) -> None:
+        """Closes the session."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _work_off(self, conn: Connection, taken: list[Mark]) -> tuple[list[Mark], bool]:
+        """The marks that are to be put back, and whether anything can run now or has ended."""
+        put_back = self._count_children(conn, taken)
+        ended = [mark for mark in taken if mark.became is not None]
+        looked = [mark.job_id for mark in taken if mark.became is None]
+        waiting = statements.resolve_dependencies(
+            conn, ended=[mark.job_id for mark in ended], looked=looked, batch=EDGES
+        )
+        if len(waiting) >= EDGES:  # there may be more of them; the children of these are counted already
+            put_back += [mark._replace(parent_id=None) for mark in ended]
+        dependents = {*waiting, *looked}
+        released, locked = statements.release_dependents(conn, dependents) if dependents else ({}, set())
+        # A look at a batch's own job serves one that could not be ended before.
+        batches = {mark.parent_id for mark in ended if mark.parent_id is not None}.union(looked)
+        closed, held = statements.end_batches(conn, batches) if batches else ({}, set())
+        for state in closed.values():
+            self._metrics.batches_ended.labels(state).inc()
+        put_back += [Mark(0, id, None, None) for id in (*locked, *held)]
+        return put_back, bool(released or closed)
+
+    def _count_children(self, conn: Connection, taken: list[Mark]) -> list[Mark]:
+        ended: dict[int, Counter[str]] = {}
+        for mark in taken:
+            if mark.parent_id is not None and mark.became is not None:
+                ended.setdefault(mark.parent_id, Counter())[mark.became] += 1
+        busy = statements.count_children(conn, ended) if ended else set()
+        return [mark for mark in taken if mark.parent_id in busy]
