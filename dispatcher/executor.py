@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
+from dispatcher.batch import BATCH_TYPE
 from dispatcher.errors import ExecutorError
 from dispatcher.job import Job
 from dispatcher.retry import Backoff, RetryPolicy
@@ -117,6 +118,8 @@ def executor(
     """
     if not TYPE_NAME.fullmatch(type):
         raise ExecutorError(f"executor {type!r}: a type is named by 1 to 200 letters, digits and the signs _ . : / -")
+    if type == BATCH_TYPE:
+        raise ExecutorError(f"executor {type!r}: this type is that of batches; choose another name")
     if limit is not None and limit < 0:
         raise ExecutorError(f"executor {type!r}: limit must not be negative")
     if not 1 <= max_attempts <= MAX_ATTEMPTS:

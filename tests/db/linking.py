@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 
-
 from dispatcher.job import State
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome

@@ -44,7 +44,7 @@ def run(dsn: str, conn: psycopg.Connection[Any]) -> Callable[[Body], None]:
 
 def test_it_has_every_method_of_the_client_with_the_same_parameters() -> None:
     def methods(kind: type) -> dict[str, list[str]]:
-        public = {name: value for name, value in vars(kind).items() if not name.startswith("_") and callable(value)}
+        public = {name: value for name, value in inspect.getmembers(kind, callable) if not name.startswith("_")}
         return {name: list(inspect.signature(value).parameters) for name, value in public.items()}
 
     assert methods(AsyncClient) == methods(Client)

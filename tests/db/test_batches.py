@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -65,8 +66,8 @@ def test_last_two_children_that_end_at_once_end_the_batch_once(dsn: str, conn: C
         parent = batch(conn, 2)
         first, second = linking.claim().values()
         in_threads(
-            lambda first=first: others[0].end(first),
-            lambda second=second: others[1].end(second),
+            partial(others[0].end, first),
+            partial(others[1].end, second),
             others[0].link,
             others[1].link,
         )
@@ -228,7 +229,7 @@ def test_retry_beside_the_end_of_the_batch(dsn: str, conn: Connection, linking: 
             with psycopg.connect(dsn, autocommit=True) as own:
                 own.execute("select dispatcher.retry(%s)", (id,))
 
-        in_threads(retry, lambda a=a: linking.end(a), linking.link)
+        in_threads(retry, partial(linking.end, a), linking.link)
         linking.link()
         assert (state(conn, parent), counts(conn, parent)) == (State.RUNNING, {"pending": 1, "succeeded": 1})
         linking.run()

@@ -278,7 +278,7 @@ def test_broken_gzip_enqueues_nothing(run: Run, conn: psycopg.Connection[Any], t
 def test_empty_file_enqueues_nothing(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.write_bytes(b"\n\n")
-    assert data(run("enqueue", "any", "--json", "--file", str(path))) == {"count": 0, "ids": []}
+    assert data(run("enqueue", "any", "--json", "--file", str(path))) == {"count": 0, "created": 0, "ids": []}
     refused(run("enqueue", "nope", "--file", str(path)), "unknown job type 'nope'")
 
 

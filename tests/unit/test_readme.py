@@ -78,6 +78,7 @@ def test_every_metric_is_listed_with_its_labels() -> None:
         metrics.limit,
         metrics.rescued,
         metrics.timed_out,
+        metrics.batches_ended,
     ):
         labelled.labels(*["x"] * len(labelled._labelnames))
     for kind in (metrics.jobs.finished, metrics.jobs.retries):
