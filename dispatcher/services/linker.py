@@ -26,6 +26,7 @@ log = logging.getLogger("dispatcher.linker")
 
 BATCH = 5000  # marks in one transaction
 EDGES = 20_000  # and jobs let go in one statement, which must end well within statement_timeout
+MANY, PACE_S = 50, 0.02  # while so many come at once, more shall come together: each transaction costs the same
 BUSY_PAUSE_S = 0.1
 IDLE_S = 60.0  # the stager looks for marks together with due jobs: this is no poll
 
@@ -94,6 +95,8 @@ class Linker:
             # Go on behind these; what they led to has left marks behind them. A mark that was committed late is found
             # once a burst is over.
             self._after = max(mark.id for mark in taken)
+            if MANY <= len(taken) < BATCH:
+                self._stop.wait(PACE_S)
             return 0.0
         if put_back or self._after:
             self._after = 0

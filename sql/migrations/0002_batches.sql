@@ -421,12 +421,12 @@ begin
         from unnest(payloads, o.unique_keys, new_ids, answers) as p (payload, key, id, answer)
         where p.answer is null order by p.key, p.id
         on conflict (type, live_key) where live_key is not null do nothing;
+        -- Subqueries, not joins: a caller's planner might read the whole table for a join.
         answers := array(
-            select coalesce(p.answer, new.id, old.id)
-            from unnest(o.unique_keys, new_ids, answers) with ordinality as p (key, id, answer, position)
-            left join dispatcher.job new on new.id = p.id
-            left join dispatcher.job old on p.key is not null and old.type = enqueue_many_unique.type and old.live_key = p.key
-            order by p.position);
+            select coalesce(p.answer, case when p.key is null then p.id else coalesce(
+                (select made.id from dispatcher.job made where made.id = p.id),
+                (select old.id from dispatcher.job old where old.type = enqueue_many_unique.type and old.live_key = p.key)) end)
+            from unnest(o.unique_keys, new_ids, answers) with ordinality as p (key, id, answer, position) order by p.position);
         exit when array_position(answers, null) is null;  -- else one ended in between: insert again
     end loop;
     if o.parent is not null or o.after is not null then

@@ -2,9 +2,11 @@
 -- locked: who adds children or lets them run again holds the same lock.
 with free as materialized (
     select b.job_id as id, b.total, b.succeeded, b.partial, b.failed, b.canceled, b.cancel_requested
-    from unnest(%(ids)s::bigint[]) as n (id) join dispatcher.batch b on b.job_id = n.id join dispatcher.job j on j.id = n.id
-    where b.ended_at is null and b.succeeded + b.partial + b.failed + b.canceled = b.total and j.state = 'running'
-    for no key update of b, j skip locked
+    from dispatcher.batch b
+    cross join lateral (
+        select p.id from dispatcher.job p where p.id = b.job_id and p.state = 'running' for no key update skip locked) parent
+    where b.job_id = any(%(ids)s::bigint[]) and b.ended_at is null and b.succeeded + b.partial + b.failed + b.canceled = b.total
+    for no key update of b skip locked
 ), ended as (
     update dispatcher.batch b set ended_at = now() from free f where b.job_id = f.id
 )

@@ -1,13 +1,17 @@
--- resolve_dependencies: who waits for a job that has ended, or was deleted, has seen it; answers those who waited, one for each edge.
-with seen as materialized (
-    (select d.job_id, d.after_id from unnest(%(ended)s::bigint[]) as e (id) join dispatcher.dependency d on d.after_id = e.id
-     where d.outcome is null limit %(batch)s)
-    union
-    (select d.job_id, d.after_id from unnest(%(looked)s::bigint[]) as l (id) join dispatcher.dependency d on d.job_id = l.id
-     where d.outcome is null)
-)
-update dispatcher.dependency d set outcome = coalesce(j.state, 'canceled')
-from seen s left join dispatcher.job j on j.id = s.after_id
-where d.job_id = s.job_id and d.after_id = s.after_id and d.outcome is null
-  and (j.id is null or j.state in ('succeeded', 'partial', 'failed', 'canceled'))
+-- resolve_dependencies: who waits for a job that has ended, or was deleted, has seen it; answers those who waited, one for each edge. An
+-- edge that somebody holds locked is that of a job being retried, which will be looked at.
+-- Open is written so that no partial index tempts the planner while it believes the table to be empty.
+update dispatcher.dependency d
+set outcome = coalesce((select j.state from dispatcher.job j where j.id = d.after_id), 'canceled')
+where d.ctid = any(
+    array(
+        select e.ctid from dispatcher.dependency e
+        where e.after_id = any(%(ended)s::bigint[]) and coalesce(e.outcome, '') = '' and not exists (
+            select from dispatcher.job j where j.id = e.after_id and j.state in ('scheduled', 'blocked', 'pending', 'running'))
+        limit %(batch)s for no key update of e skip locked)
+    || array(
+        select l.ctid from dispatcher.dependency l
+        where l.job_id = any(%(looked)s::bigint[]) and coalesce(l.outcome, '') = '' and not exists (
+            select from dispatcher.job j where j.id = l.after_id and j.state in ('scheduled', 'blocked', 'pending', 'running'))
+        for no key update of l skip locked))
 returning d.job_id

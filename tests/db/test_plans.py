@@ -52,6 +52,19 @@ EXPECTED = {
 }
 
 
+# The same for the tables around it: by which of their indexes, each with a condition, and by no other.
+AROUND = {
+    "take_marks": {"follow_up_pkey"},
+    "count_children": {"batch_pkey"},
+    "find_batches": {"batch_pkey"},
+    "list_complete_batches": {"batch_pkey", "batch_open"},
+    "end_batches": {"batch_pkey", "batch_open"},
+    "resolve_dependencies": {"dependency_after", "dependency_pkey", "dependency_open"},
+    "list_ready": {"dependency_pkey"},
+    "prune_jobs": {"batch_pkey", "batch_open", "dependency_after"},
+}
+
+
 def plan(conn: Connection, name: str, argument: str = "null") -> str:
     """The plan of a statement, as the session makes it; a daemon's makes it without a look at the arguments."""
     names: list[str] = []
@@ -100,19 +113,25 @@ def plans(database: str) -> Plans:
 
     def note(stage: str) -> None:
         with session(database) as daemon:
-            found.update({(stage, name): plan(daemon, name) for name in EXPECTED})
+            found.update({(stage, name): plan(daemon, name) for name in {**EXPECTED, **AROUND}})
 
     with psycopg.connect(database, autocommit=True) as conn:
         publish(conn)
-        for table in ("job", "claim", "type"):
+        for table in ("job", "claim", "type", "batch", "dependency", "follow_up"):
             conn.execute(f"alter table dispatcher.{table} set (autovacuum_enabled = off)".encode())
         note(STAGES[0])
-        conn.execute("analyze dispatcher.job, dispatcher.claim, dispatcher.type")
+        conn.execute(
+            "analyze dispatcher.job, dispatcher.claim, dispatcher.type, dispatcher.batch, dispatcher.dependency,"
+            " dispatcher.follow_up"
+        )
         add(conn, 200_000)
+        conn.execute("insert into dispatcher.batch (job_id, total) select n, 1 from generate_series(1, 50000) n")
+        conn.execute("insert into dispatcher.dependency select n, n - 1, 'run' from generate_series(2, 50000) n")
+        conn.execute("insert into dispatcher.follow_up (job_id) select n from generate_series(1, 50000) n")
         note(STAGES[1])
         add(conn, 800_000)
         note(STAGES[2])
-        conn.execute("analyze dispatcher.job")
+        conn.execute("analyze dispatcher.job, dispatcher.batch, dispatcher.dependency, dispatcher.follow_up")
         note(STAGES[3])
     return found
 
@@ -126,6 +145,19 @@ def test_jobs_are_found_by_index_in_nested_loops(plans: Plans, stage: str, name:
     assert used == EXPECTED[name], text
     for bad in ("Seq Scan on job", "Hash Join", "Merge Join", "Bitmap", "Gather"):
         assert bad not in text, text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", AROUND)
+def test_batches_dependencies_and_marks_are_found_by_index(plans: Plans, stage: str, name: str) -> None:
+    text = plans[stage, name]
+    scan = re.compile(r"Scan(?: Backward)? using ((?:batch|dependency|follow_up)_\w+) on .*\n(.*)")
+    used = {index for index, _ in scan.findall(text)}
+    assert used, text
+    assert used <= AROUND[name], text
+    assert all("Index Cond" in condition for _, condition in scan.findall(text)), text
+    for bad in ("Seq Scan on (batch|dependency|follow_up)", "Hash Join", "Merge Join", "Bitmap", "Materialize"):
+        assert not re.search(bad, text), text
 
 
 @pytest.mark.parametrize("stage", STAGES)
