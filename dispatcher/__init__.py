@@ -16,8 +16,10 @@ from dispatcher.errors import (
     JobFailed,
     JobNotFound,
     PayloadTooLarge,
+    ResultTooLarge,
     SchemaError,
     SettingsError,
+    StoreError,
     UniqueConflict,
     UnknownType,
     UnsafeTransaction,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from dispatcher.async_client import AsyncClient
     from dispatcher.client import Client
     from dispatcher.context import Context
+    from dispatcher.outcome import JobError
     from dispatcher.process import ProgramResult, clean_environment, run_program
     from dispatcher.version import __version__
 
@@ -54,6 +57,7 @@ __all__ = [
     "InvalidOption",
     "InvalidPayload",
     "Job",
+    "JobError",
     "JobFailed",
     "JobInfo",
     "JobNotFound",
@@ -61,11 +65,13 @@ __all__ = [
     "PayloadTooLarge",
     "ProgramResult",
     "Registry",
+    "ResultTooLarge",
     "Retry",
     "SchemaError",
     "SettingsError",
     "Snooze",
     "State",
+    "StoreError",
     "UniqueConflict",
     "UnknownType",
     "UnsafeTransaction",
@@ -82,6 +88,7 @@ _LAZY = {
     "AsyncClient": "dispatcher.async_client",
     "Client": "dispatcher.client",
     "Context": "dispatcher.context",
+    "JobError": "dispatcher.outcome",
     "ProgramResult": "dispatcher.process",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",

@@ -20,6 +20,7 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
             "attempts": array([o.attempt for o in outcomes]),
             "states": array([o.state for o in outcomes]),
             "failures": array([o.failures for o in outcomes]),
+            "result_urls": [o.result_url for o in outcomes] if any(o.result_url for o in outcomes) else None,
             "results": _json_array([o.result for o in outcomes]),
             "errors": _json_array([o.errors for o in outcomes]),
         },
