@@ -1,6 +1,7 @@
-"""The hooks of attempts whose process died: called by the leader once it has recorded that they failed.
+"""The hooks of failures that were not decided in the job's thread: its process died, or its result was refused.
 
-At most once: they run in a thread of their own after the commit, and if this process dies as well they are lost.
+At most once: they run in a thread of their own after the failure is recorded, and if this process dies as well they are
+lost.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Aftermath:
         self._registry = registry
         self._conclusion = Conclusion(runtime, hook_failed)
 
-    def crashed(self, ended: Sequence[Ended]) -> None:
-        """Recorded just now; returns at once."""
+    def failed(self, ended: Sequence[Ended]) -> None:
+        """These failures are recorded; returns at once."""
         concerned = [(job, outcome) for job, outcome in ended if self._hooked(job.type) is not None]
         if concerned:
             threading.Thread(target=self.call, args=(concerned,), name="aftermath", daemon=True).start()

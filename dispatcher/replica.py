@@ -112,11 +112,13 @@ class Replica:
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
+        aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
         self._completer = Completer(
             open_session=self._opener("completer"),
             inflight=self.inflight,
             metrics=metrics,
             settled=self._on_settled,
+            failed=aftermath.failed,
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
@@ -186,7 +188,7 @@ class Replica:
             registry=self._registry,
             leading=self.leading,
             rescued=self._on_rescued,
-            crashed=Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed).crashed,
+            failed=aftermath.failed,
             metrics=metrics,
             stop=stop,
         )

@@ -12,13 +12,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
 from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.job import FINAL, State
+from dispatcher.job import FINAL, Job, State
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
@@ -47,6 +47,7 @@ class Completer:
         inflight: InFlight,
         metrics: Metrics,
         settled: Callable[[Connection, bool], None],
+        failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,6 +55,7 @@ class Completer:
         self._inflight = inflight
         self._metrics = metrics
         self._settled = settled
+        self._failed = failed
         self._stop = stop
         self._clock = clock
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
@@ -219,10 +221,13 @@ class Completer:
             old = _outcome(execution)
             execution.outcome = Outcome(old.job_id, old.attempt, State.FAILED, None, error.as_json_array(), 1)
             try:
-                return self._finish(conn, group)
+                done = self._finish(conn, group)
             except REFUSED:  # its errors are as many as a row can hold
                 execution.outcome = execution.outcome._replace(errors=None)
-                return self._finish(conn, group)
+                done = self._finish(conn, group)
+            if done and execution.ctx is not None:
+                self._failed([(execution.ctx.job, execution.outcome)])
+            return done
 
     def _count(self, execution: Execution, *, recorded: bool) -> None:
         outcome, type = _outcome(execution), execution.claimed.type

@@ -21,8 +21,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.executor import Registry
 from dispatcher.job import FINAL, Job
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import Outcome
-from dispatcher.outcome import crashed as decide_crash
+from dispatcher.outcome import Outcome, crashed
 from dispatcher.queries import outcomes, replicas, upkeep
 from dispatcher.queries.replicas import Replica
 from dispatcher.retry import RetryPolicy
@@ -44,7 +43,7 @@ class Rescuer:
         registry: Registry,
         leading: Callable[[], bool],
         rescued: Callable[[], None],
-        crashed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
+        failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
         metrics: Metrics,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -58,7 +57,7 @@ class Rescuer:
         self._registry = registry
         self._leading = leading
         self._rescued = rescued
-        self._crashed = crashed
+        self._failed = failed
         self._metrics = metrics
         self._stop = stop
         self._clock = clock
@@ -147,7 +146,7 @@ class Rescuer:
                 extra={"replica": replica.id, "jobs": len(orphans), "reason": reason},
             )
         by_id = {orphan.job.id: orphan.job for orphan in orphans}
-        self._crashed(
+        self._failed(
             [(by_id[outcome.job_id], outcome) for outcome in decided if (outcome.job_id, outcome.attempt) in done]
         )
         if removed:
@@ -157,7 +156,7 @@ class Rescuer:
 
     def _decide(self, orphan: upkeep.Orphan) -> Outcome:
         spec = self._registry.get(orphan.job.type)
-        return decide_crash(
+        return crashed(
             orphan.job,
             policy=spec.retry if spec else RetryPolicy(),
             max_attempts=orphan.max_attempts,

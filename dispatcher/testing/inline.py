@@ -31,6 +31,7 @@ class Ended:
     state: State
     """What the job becomes: a final state; `scheduled`, to run again in `delay_s`; `pending` after a shutdown."""
     result: Any
+    result_url: str | None
     errors: list[dict[str, Any]]
     """Dicts with `kind`, `message` and most often `trace`."""
     delay_s: float | None
@@ -154,6 +155,7 @@ def _ended(
     return Ended(
         state=state,
         result=result,
+        result_url=ctx.result_url if completed and ctx is not None else outcome.result_url,
         errors=errors,
         delay_s=delay_s,
         failures=execution.claimed.failures + failures,
