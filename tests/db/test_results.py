@@ -288,7 +288,7 @@ def test_outcome_with_a_url_touches_no_index(dsn: str, conn: Connection, free_on
             ]
             assert len(outcomes.finish_jobs(daemon, results, free_only=free_only)) == 50
             assert hot_updates() - before > 25  # those that find room on their page
-    urls = dict(conn.execute("select id, result_url from dispatcher.job").fetchall())
+    urls: dict[int, str | None] = dict(conn.execute("select id, result_url from dispatcher.job").fetchall())
     assert urls == {each.id: f"file:///x/{each.id}" if each.id % 2 else None for each in claimed}
 
 

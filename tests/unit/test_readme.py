@@ -132,7 +132,15 @@ def test_python_examples_compile_and_import_what_exists(block: str) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/executors.md", "docs/operations.md"],
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/executors.md",
+        "docs/operations.md",
+        "docs/testing.md",
+    ],
 )
 def test_links_lead_to_files(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
