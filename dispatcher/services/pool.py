@@ -112,7 +112,7 @@ class ThreadPool:
 
     def run(self, execution: Execution) -> None:
         """Runs one here and now, in the caller's thread."""
-        self._inflight.executing[execution.claimed.id] = execution
+        self._inflight.executing[execution.key] = execution
         execution.thread = threading.get_ident()
         self._run(execution)
 
@@ -143,9 +143,7 @@ class ThreadPool:
             except IndexError:
                 self._rest()
                 continue
-            self._inflight.executing[execution.claimed.id] = (
-                execution  # at once: the fence stands while anything executes
-            )
+            self._inflight.executing[execution.key] = execution  # at once: the fence stands while anything executes
             quick = self._typical_s < QUICK_S
             if not quick and self._waiting and (self._idle or len(self._started) < self.threads):
                 self._wake_one()
@@ -207,7 +205,7 @@ class ThreadPool:
 
     def _end(self, execution: Execution) -> None:
         execution.ended_at = self._clock()
-        del self._inflight.executing[execution.claimed.id]
+        del self._inflight.executing[execution.key]
         self._ended(execution)
 
 

@@ -33,6 +33,7 @@ PROMISED = {
     "dispatcher_stale_outcomes_total": ("counter", ()),
     "dispatcher_jobs_rescued_total": ("counter", ("reason",)),
     "dispatcher_jobs_timed_out_total": ("counter", ("type",)),
+    "dispatcher_hook_errors_total": ("counter", ("type",)),
     "dispatcher_stuck_threads": ("gauge", ()),
     "dispatcher_listener_connected": ("gauge", ()),
     "dispatcher_last_tick_timestamp_seconds": ("gauge", ()),
