@@ -73,3 +73,11 @@ def deadly(job: Job, ctx: Context) -> None:
     """Takes its process along in each attempt."""
     note(job, "start")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@executor("stores", max_attempts=2, backoff=AT_ONCE)
+def stores(job: Job, ctx: Context) -> str:
+    """Stores a file, dies once, and returns more than a row may hold."""
+    ctx.store("file", b"x")
+    reach(job, "stored")
+    return "y" * 1000

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from dispatcher import Client
 from tests.system.replicas import Fleet, Replica, count_sessions, until
 
 pytestmark = pytest.mark.system
@@ -214,3 +215,36 @@ def test_job_that_takes_each_process_along_fails_for_good_and_its_final_hook_is_
     until(lambda: fleet.events("final hook called", job=id), "the final hook has been called")
     assert [event.why for event in fleet.events("final hook called", job=id)] == ["crash"]
     assert [(event.attempt, event.why) for event in fleet.events("hook called", job=id)] == [(1, "crash"), (2, "crash")]
+
+
+def test_killed_after_it_stored_a_file_leaves_none_once_the_job_is_removed(fleet: Fleet, tmp_path: Path) -> None:
+    """The first attempt's file is named by no row; it goes with the job's all the same."""
+    store = tmp_path / "store"
+    settings = {"executors": EXECUTORS, "result_store": str(store), "max_result_bytes": "100"}
+    replica = fleet.start_leader(**settings)
+    [id] = fleet.enqueue("stores", step="stored", die=True)
+    assert replica.wait() == -signal.SIGKILL
+    replica = fleet.start_leader(**settings)
+    until(lambda: fleet.states([id]) == {id: "succeeded"}, "it has succeeded")
+    url = fleet.job(id)["result_url"]
+    [installation] = store.iterdir()
+    found = sorted(str(path.relative_to(installation)) for path in installation.rglob("*") if path.is_file())
+    assert found == [f"{id}/1/file", f"{id}/2/file", f"{id}/2/result.json"]
+    assert url == (installation / f"{id}/2/result.json").as_uri()
+    with Client(fleet.dsn) as client:
+        assert client.result(id) == "y" * 1000
+    replica.send(signal.SIGTERM)
+    assert replica.wait() == 0
+    fleet.start_leader(**settings, retention_succeeded="0s")
+    until(lambda: not list(installation.iterdir()), "job and files are gone")
+    assert fleet.states([id]) == {}
+
+
+@pytest.mark.parametrize("location", ["/proc/nowhere", "nonsense://bucket", "ftp://me:secret@host/x"])
+def test_replica_with_a_store_that_cannot_be_one_does_not_start(fleet: Fleet, location: str) -> None:
+    replica = fleet.launch(result_store=location)
+    assert replica.wait() == 1
+    [line] = replica.log_file.read_text().splitlines()
+    assert "store" in line
+    assert "secret" not in line
+    assert fleet.query("select from dispatcher.replica") == []
