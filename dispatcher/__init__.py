@@ -17,8 +17,10 @@ from dispatcher.errors import (
     JobFailed,
     JobNotFound,
     PayloadTooLarge,
+    ResultTooLarge,
     SchemaError,
     SettingsError,
+    StoreError,
     UniqueConflict,
     UnknownType,
     UnsafeTransaction,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dispatcher.async_client import AsyncClient
     from dispatcher.client import Client
     from dispatcher.context import Context
+    from dispatcher.outcome import JobError
     from dispatcher.process import ProgramResult, clean_environment, run_program
     from dispatcher.version import __version__
 
@@ -57,6 +60,7 @@ __all__ = [
     "InvalidOption",
     "InvalidPayload",
     "Job",
+    "JobError",
     "JobFailed",
     "JobInfo",
     "JobNotFound",
@@ -64,11 +68,13 @@ __all__ = [
     "PayloadTooLarge",
     "ProgramResult",
     "Registry",
+    "ResultTooLarge",
     "Retry",
     "SchemaError",
     "SettingsError",
     "Snooze",
     "State",
+    "StoreError",
     "UniqueConflict",
     "UnknownType",
     "UnsafeTransaction",
@@ -85,6 +91,7 @@ _LAZY = {
     "AsyncClient": "dispatcher.async_client",
     "Client": "dispatcher.client",
     "Context": "dispatcher.context",
+    "JobError": "dispatcher.outcome",
     "ProgramResult": "dispatcher.process",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",

@@ -28,6 +28,7 @@ from dispatcher.queries.operation import (
     failure,
     perform_async,
 )
+from dispatcher.store import load_result
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -94,7 +95,10 @@ class AsyncClient(AsyncBatches):
 
     async def result(self, id: int) -> Any:
         """See Client.result."""
-        return await self._do(self._operations.result(id))
+        job = await self._do(self._operations.result(id))
+        if job.result_url is None:
+            return job.result
+        return await asyncio.to_thread(load_result, job.result, job.result_url)
 
     @overload
     async def wait(self, id: int, timeout: Duration | None = None) -> JobInfo: ...

@@ -20,6 +20,7 @@ from dispatcher.options import Duration, Options
 from dispatcher.queries import fleet
 from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
 from dispatcher.queries.operation import Operation, Pause, Query, Rows, ask, failure, perform
+from dispatcher.store import load_result
 
 T = TypeVar("T")
 Connection = psycopg.Connection[TupleRow]
@@ -111,8 +112,12 @@ class Client(Batches):
         return self._do(self._operations.get(id))
 
     def result(self, id: int) -> Any:
-        """The result of a job that succeeded or is partial. Raises JobFailed; WrongState before its end."""
-        return self._do(self._operations.result(id))
+        """The result of a job that succeeded or is partial, also a large one that is in the store.
+
+        Raises JobFailed; WrongState before its end; StoreError where the store cannot be read.
+        """
+        job = self._do(self._operations.result(id))
+        return load_result(job.result, job.result_url)
 
     @overload
     def wait(self, id: int, timeout: Duration | None = None) -> JobInfo: ...

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dispatcher.job import CancelReason, Job, JobInfo, State
+from dispatcher.job import CancelReason, Job, JobInfo
+from dispatcher.store_source import Source
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -28,6 +29,9 @@ class Interrupted(BaseException):
 class Runtime(Protocol):
     """What the daemon lends to its jobs."""
 
+    max_result_bytes: int
+    """A result of more bytes goes to the store."""
+
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """Takes note of the latest progress; it is written in groups."""
 
@@ -40,8 +44,20 @@ class Runtime(Protocol):
     def predecessors(self, job_id: int) -> list[JobInfo]:
         """The jobs after which it was enqueued."""
 
-    def complete(self, conn: Connection[Any], job: Job, result: Any) -> None:
+    def results(self, job_id: int) -> dict[int, Any]:
+        """The results of those of them that ended well, by id."""
+
+    def complete(self, conn: Connection[Any], job: Job, result: Any, result_url: str | None) -> None:
         """Records success on `conn`, or raises AttemptLost or UnsafeTransaction."""
+
+    def completed(self, job: Job) -> bool | None:
+        """Whether the attempt has completed itself, by its row; None where it is no longer the running one."""
+
+    def store(self, job: Job, name: str, source: Source, check: Callable[[], None]) -> str:
+        """Stores a file of this attempt; returns its URL."""
+
+    def store_result(self, job: Job, text: str) -> str:
+        """The same for a result that is too large for its row; raises ResultTooLarge without a store."""
 
     def checkpoint(self, conn: Connection[Any], job: Job, value: Any) -> None:
         """Leaves a value for the next attempt on `conn`, or raises the same."""
@@ -60,6 +76,10 @@ class Context:
         """When the job will be timed out, in time.monotonic() seconds; None for never."""
         self.completed = False
         """True once complete() was called; the row then says whether it took effect."""
+        self.completed_with: Any = None
+        """The result that complete() was given."""
+        self.result_url: str | None = None
+        """Of the latest file that store() took: the job's `result_url` if it ends well."""
         self._runtime = runtime
         self._reason: CancelReason | None = None
         self._event: threading.Event | None = None  # made when somebody waits: most jobs never do
@@ -122,8 +142,11 @@ class Context:
         return self._runtime.predecessors(self.job.id)
 
     def results(self) -> dict[int, Any]:
-        """The results of those of the predecessors that succeeded or are partial, by id; of a batch its counts."""
-        return {job.id: job.result for job in self.predecessors() if job.state in (State.SUCCEEDED, State.PARTIAL)}
+        """The results of those of the predecessors that succeeded or are partial, by id; of a batch its counts.
+
+        Large ones are read from the store. Raises StoreError where that cannot be done.
+        """
+        return self._runtime.results(self.job.id)
 
     def complete(self, conn: Connection[Any], result: Any = None) -> None:
         """Ends the job as succeeded inside the transaction of `conn`: its writes and this outcome commit together.
@@ -131,8 +154,18 @@ class Context:
         Commit afterwards and return. Raises AttemptLost where this attempt is no longer the running one, and
         UnsafeTransaction where `conn` is in autocommit, inside a savepoint, or connected to another database.
         """
-        self._runtime.complete(conn, self.job, result)
-        self.completed = True
+        self._runtime.complete(conn, self.job, result, self.result_url)
+        self.completed, self.completed_with = True, result
+
+    def store(self, name: str, source: Source) -> str:
+        """Stores a file beside the job and returns its URL; the latest one becomes the job's `result_url`.
+
+        `source` is bytes, a Path, or a stream opened for bytes, which is copied in chunks. The file is whole, or
+        not there; it stays until the job is removed. Stops where the job is asked to stop. Raises StoreError where no
+        store is set, or for a name that is empty, longer than 200 characters, `.`, `..`, or has a `/` or NUL in it.
+        """
+        self.result_url = self._runtime.store(self.job, name, source, self.raise_if_canceled)
+        return self.result_url
 
     def checkpoint(self, conn: Connection[Any], value: Any) -> None:
         """Leaves `value` for the next attempt (`job.checkpoint`), inside the transaction of `conn`; errors as

@@ -71,6 +71,14 @@ class UnsafeTransaction(DispatcherError):
     """ctx.complete or ctx.checkpoint was given a connection that cannot keep its promise."""
 
 
+class StoreError(DispatcherError):
+    """The store for results is not set, cannot be read, or refuses a name."""
+
+
+class ResultTooLarge(DispatcherError):
+    """The result has more bytes than a row may hold, and there is no store."""
+
+
 # What the SQL functions raise (sql/migrations), and what a client sees.
 BY_SQLSTATE: dict[str, type[DispatcherError]] = {
     "DJ001": UnknownType,

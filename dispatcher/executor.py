@@ -77,6 +77,18 @@ class Execute(Protocol):
         """Runs one job; the value returned is its result."""
 
 
+Hook = Callable[[Job, "Context", Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What is called once it is decided how a try ends; see `executor`."""
+
+    on_success: Hook | None = None
+    on_failure: Hook | None = None
+    on_final_failure: Hook | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Executor:
     """One type of job and what runs it. `limit` is how many run at once over the whole fleet."""
@@ -90,6 +102,7 @@ class Executor:
     payload: Model | None = None
     pool: str = "thread"
     description: str = ""
+    hooks: Hooks | None = None
 
     def schema(self) -> dict[str, Any] | None:
         """The payload's JSON Schema, or None where any object will do."""
@@ -110,11 +123,19 @@ def executor(
     payload: Model | None = None,
     pool: str = "thread",
     description: str | None = None,
+    on_success: Hook | None = None,
+    on_failure: Hook | None = None,
+    on_final_failure: Hook | None = None,
 ) -> Callable[[T], T]:
     """Declares a function `f(job, ctx)`, or a class with `execute(job, ctx)`, as what runs jobs of `type`.
 
     `timeout` is in seconds or a timedelta; none means the setting `job_timeout`. A timed-out job fails for good unless
     `retry_timeouts`. `payload`, a pydantic model, is checked before a try; a payload that does not fit fails at once.
+
+    Hooks, also as methods of these names of a class: `on_success(job, ctx, result)`; `on_failure(job, ctx, error)` for
+    each failed try, and after it `on_final_failure(job, ctx, error)` if no try is left; `error` is a JobError. They run
+    in the job's thread once its end is decided and before it is recorded: at least once, and again where the process
+    dies in between. What a hook raises is logged, counted and noted in `errors` (kind `hook`); it changes no outcome.
     """
     if not TYPE_NAME.fullmatch(type):
         raise ExecutorError(f"executor {type!r}: a type is named by 1 to 200 letters, digits and the signs _ . : / -")
@@ -143,11 +164,23 @@ def executor(
             payload=payload,
             pool=pool,
             description=description if description is not None else _first_line(target.__doc__),
+            hooks=_hooks(
+                type, instance, on_success=on_success, on_failure=on_failure, on_final_failure=on_final_failure
+            ),
         )
         setattr(target, _MARK, spec)
         return target
 
     return declare
+
+
+def _hooks(type: str, instance: Any, **given: Hook | None) -> Hooks | None:
+    """The hooks that are given, else the class's methods of these names; None without any."""
+    found = {name: hook if hook is not None else getattr(instance, name, None) for name, hook in given.items()}
+    for name, hook in found.items():
+        if hook is not None and not callable(hook):
+            raise ExecutorError(f"executor {type!r}: {name} must be a function, not {hook!r}")
+    return Hooks(**found) if any(hook is not None for hook in found.values()) else None
 
 
 def _first_line(doc: str | None) -> str:

@@ -63,8 +63,9 @@ class InFlight:
         self._by_type: Counter[str] = Counter()
         self._by_claim: Counter[int] = Counter()
         self._empty_claims: list[int] = []
-        self.executing: dict[int, Execution] = {}
-        """Executions whose thread is not back, by job id; written by the worker threads, one key each."""
+        self.executing: dict[tuple[int, int], Execution] = {}
+        """Executions whose thread is not back; written by the worker threads, one key each. By attempt: a job that was
+        taken away may be given to this very process again while the thread of the older attempt is not back."""
 
     def add(self, executions: Sequence[Execution]) -> None:
         """Takes freshly claimed executions in."""

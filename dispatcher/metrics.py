@@ -111,6 +111,9 @@ class Metrics:
         )
         self.rescued = Counter("dispatcher_jobs_rescued", "Jobs taken from vanished owners.", ["reason"], registry=r)
         self.timed_out = Counter("dispatcher_jobs_timed_out", "Jobs that outlived their timeout.", ["type"], registry=r)
+        self.hook_errors = Counter(
+            "dispatcher_hook_errors", "Hooks that raised; the outcome stood.", ["type"], registry=r
+        )
         self.stuck = Gauge(
             "dispatcher_stuck_threads", "Threads that are not back although their job is over.", registry=r
         )

@@ -183,14 +183,14 @@ class Operations:
         wanted = None if state is None else _state(state).value
         return jobs.list_jobs(type=type, state=wanted, tenant=tenant, before=before, limit=limit)
 
-    def result(self, id: int) -> Operation[Any]:
-        """The result of a job that ended well."""
+    def result(self, id: int) -> Operation[JobInfo]:
+        """A job that ended well, and so has a result."""
         job = yield from jobs.get_job(id)
         if not job.state.final:
             raise WrongState(f"job {id} is {job.state}: it has no result yet")
         if job.state in (State.FAILED, State.CANCELED):
             raise JobFailed(describe_failure(job))
-        return job.result
+        return job
 
     def wait(self, ids: Sequence[int], timeout: Duration | None) -> Operation[Infos]:
         """The jobs once all have ended; raises TimeoutError, JobNotFound."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dispatcher.context import Interrupted
+from dispatcher.errors import ResultTooLarge
 from dispatcher.executor import Cancel, Fail, Partial, Retry, Snooze
 from dispatcher.job import CancelReason, Job, State
 from dispatcher.retry import RetryPolicy
@@ -52,6 +53,13 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
     errors: str | None = None
     failures: int = 0
     delay_s: float | None = None
+    result_url: str | None = None  # of what the attempt stored
+
+    @property
+    def error(self) -> JobError:
+        """The first of its errors."""
+        first = json.loads(self.errors or "[{}]")[0]
+        return JobError(first.get("kind", ""), first.get("message", ""), first.get("trace"), first.get("item"))
 
     @classmethod
     def succeeded(cls, job: Job, result: str | None) -> Outcome:
@@ -146,8 +154,18 @@ def settle(
             return _failure(job, error, policy, max_attempts, chance, after=retry.after_s)
         case Raised(error=Fail() as fail):
             return Outcome.failed(job, JobError("fail", _text(fail) or "failed", _cause(fail)))
+        case Raised(error=ResultTooLarge() as exc):
+            return Outcome.failed(job, JobError("result", _text(exc)))
         case Raised(error=exc):
             return _failure(job, describe(exc), policy, max_attempts, chance)
+
+
+def store_failed(job: Job, exc: Exception, *, policy: RetryPolicy, max_attempts: int | None, chance: float) -> Outcome:
+    """What becomes of a job whose result could not be stored: without a store to try again it fails for good."""
+    if isinstance(exc, ResultTooLarge):
+        return Outcome.failed(job, JobError("result", _text(exc)))
+    error = JobError("result", f"the result could not be stored: {describe(exc).message}", describe(exc).trace)
+    return _failure(job, error, policy, max_attempts, chance)
 
 
 def crashed(job: Job, *, policy: RetryPolicy, max_attempts: int | None, chance: float, message: str) -> Outcome:

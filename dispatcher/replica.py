@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dispatcher import migrate
+from dispatcher.aftermath import Aftermath
 from dispatcher.db import Connection, SessionLimits, connect_session
 from dispatcher.errors import SettingsError
 from dispatcher.executor import Registry
@@ -36,6 +37,7 @@ from dispatcher.services.stager import Stager
 from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
 from dispatcher.sql import statement
+from dispatcher.store import Store, open_store
 from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
@@ -61,9 +63,11 @@ class Replica:
         self._dsn = settings.dsn.get_secret_value()
         self._register(process)
         self.metrics = Metrics()
-        for type in self._registry.types:
-            self.metrics.jobs.expect(type)
-            self.metrics.timed_out.labels(type)
+        for spec in self._registry:
+            self.metrics.jobs.expect(spec.type)
+            self.metrics.timed_out.labels(spec.type)
+            if spec.hooks is not None:
+                self.metrics.hook_errors.labels(spec.type)
         self.inflight = InFlight()
         self.settled = threading.Event()
         """Set whenever outcomes were recorded."""
@@ -76,12 +80,20 @@ class Replica:
             self._lease_number = ensure_lease(conn, s.lease_name)
             self._compare_types(conn)
             self._publish_types(conn, s.limits)
+            row = conn.execute(statement("get_installation")).fetchone()
+            assert row is not None
+            # Before this replica shows in the database: a store that cannot be one ends the start.
+            self._store: Store | None = open_store(s.result_store, row[0]) if s.result_store else None
             self.id = replicas.register_replica(
                 conn, lease=self._lease_number, process=process, version=__version__, types=self._registry.types
             )
-            row = conn.execute(statement("get_installation")).fetchone()
-            assert row is not None
-            self._runtime = JobRuntime(dsn=self._dsn, installation=row[0], registry=self._registry)
+            self._runtime = JobRuntime(
+                dsn=self._dsn,
+                installation=row[0],
+                registry=self._registry,
+                store=self._store,
+                max_result_bytes=s.max_result_bytes,
+            )
 
     def _compare_types(self, conn: Connection) -> None:
         """Refuses what would break a limit; says what may never run."""
@@ -102,11 +114,13 @@ class Replica:
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
+        aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
         self._completer = Completer(
             open_session=self._opener("completer"),
             inflight=self.inflight,
             metrics=metrics,
             settled=self._on_settled,
+            failed=aftermath.failed,
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
@@ -116,6 +130,7 @@ class Replica:
             runtime=self._runtime,
             job_timeout_s=s.job_timeout.total_seconds(),
             ended=self._completer.put,
+            hook_failed=self._on_hook_failed,
         )
         self.timekeeper = Timekeeper(
             inflight=self.inflight,
@@ -183,6 +198,7 @@ class Replica:
             registry=self._registry,
             leading=self.leading,
             rescued=self._on_rescued,
+            failed=aftermath.failed,
             metrics=metrics,
             stop=stop,
         )
@@ -206,6 +222,7 @@ class Replica:
                 leading=self.leading,
                 keep_succeeded=s.retention_succeeded,
                 keep_failed=s.retention_failed,
+                store=self._store,
                 metrics=metrics,
                 stop=stop,
             ),
@@ -276,6 +293,9 @@ class Replica:
             self._linker.wake()
         if not self.leading():  # the leader elsewhere counts our jobs against its limits
             outcomes.wake_leader(conn, self._lease_number)
+
+    def _on_hook_failed(self, type: str) -> None:
+        self.metrics.hook_errors.labels(type).inc()
 
     def _on_rescued(self) -> None:
         self._dispatch.recount()

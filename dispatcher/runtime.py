@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
@@ -9,18 +10,37 @@ import psycopg
 
 from dispatcher.client import Client
 from dispatcher.db import Connection, check_dsn, first_line
-from dispatcher.errors import BY_SQLSTATE, DatabaseUnavailable, UnsafeTransaction
+from dispatcher.errors import (
+    BY_SQLSTATE,
+    DatabaseUnavailable,
+    JobNotFound,
+    ResultTooLarge,
+    StoreError,
+    UnsafeTransaction,
+)
 from dispatcher.executor import Registry
-from dispatcher.job import Job, JobInfo
+from dispatcher.job import Job, JobInfo, State
 from dispatcher.options import Options
 from dispatcher.outcome import MAX_MESSAGE, encode, storable
 from dispatcher.sql import statement
+from dispatcher.store import Store, load_result
+from dispatcher.store_source import RESULT, Source, check_name
 
 
 class JobRuntime:
     """Implements dispatcher.context.Runtime for this process."""
 
-    def __init__(self, *, dsn: str, installation: UUID, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        installation: UUID,
+        registry: Registry | None = None,
+        store: Store | None = None,
+        max_result_bytes: int = 1024 * 1024,
+    ) -> None:
+        self.max_result_bytes = max_result_bytes
+        self._store = store
         self._dsn = dsn
         self._installation = installation
         self._client = Client(dsn, registry=registry)
@@ -52,10 +72,52 @@ class JobRuntime:
         """The jobs after which a job was enqueued."""
         return self._client.predecessors(job_id)
 
-    def complete(self, conn: Connection, job: Job, result: Any) -> None:
+    def results(self, job_id: int) -> dict[int, Any]:
+        """The results of those of them that ended well, by id."""
+        return {
+            job.id: load_result(job.result, job.result_url)
+            for job in self._client.predecessors(job_id)
+            if job.state in (State.SUCCEEDED, State.PARTIAL)
+        }
+
+    def complete(self, conn: Connection, job: Job, result: Any, result_url: str | None) -> None:
         """Records success on the job's own connection; see Context.complete."""
         encoded = None if result is None else encode(result)  # as for a result that is returned
-        self._in_transaction(conn, "complete_job", {"id": job.id, "attempt": job.attempt, "result": encoded})
+        if encoded is not None and len(encoded.encode()) > self.max_result_bytes:
+            result_url = self.store_result(job, encoded)
+            encoded = None
+        params = {"id": job.id, "attempt": job.attempt, "result": encoded, "result_url": result_url}
+        self._in_transaction(conn, "complete_job", params)
+
+    def completed(self, job: Job) -> bool | None:
+        """See dispatcher.context.Runtime."""
+        try:
+            row = self.get(job.id)
+        except JobNotFound:  # nothing removes a running job: it had ended
+            return True
+        if row.attempt != job.attempt or row.state not in (State.RUNNING, State.SUCCEEDED):
+            return None
+        return row.state is State.SUCCEEDED
+
+    def get(self, id: int) -> JobInfo:
+        """A job as its row is now."""
+        return self._client.get(id)
+
+    def store(self, job: Job, name: str, source: Source, check: Callable[[], None]) -> str:
+        """See Context.store."""
+        if self._store is None:
+            raise StoreError("there is no store: give the replicas the setting result_store, a folder or a URL")
+        return self._store.put(job.id, job.attempt, check_name(name), source, check)
+
+    def store_result(self, job: Job, text: str) -> str:
+        """Stores a result; not stopped by a cancel, since the work is done."""
+        data = text.encode()
+        if self._store is None:
+            raise ResultTooLarge(
+                f"the result has {len(data)} bytes, max_result_bytes allows {self.max_result_bytes}, and there is no "
+                "store: set result_store, or raise max_result_bytes"
+            )
+        return self._store.put(job.id, job.attempt, RESULT, data, lambda: None)
 
     def checkpoint(self, conn: Connection, job: Job, value: Any) -> None:
         """Leaves a value on the job's own connection; see Context.checkpoint."""

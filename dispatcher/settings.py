@@ -133,6 +133,10 @@ class Settings(BaseSettings):
         timedelta(days=14), description="how long failed, partial and canceled jobs are kept"
     )
     max_payload_bytes: int = Field(1024 * 1024, ge=2, le=200 * 1024 * 1024, description="largest payload, as JSON text")
+    max_result_bytes: int = Field(
+        1024 * 1024, ge=2, le=200 * 1024 * 1024, description="largest result in a row, as JSON text"
+    )
+    result_store: str = Field("", description="folder or URL where files and larger results are stored; empty: nowhere")
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from dispatcher.client import Client
 from dispatcher.errors import InvalidPayload
 from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY, NAIVE_TIME, Options, parse_payload
 from dispatcher.settings import parse_duration
+from dispatcher.store import load_result
 
 
 class Duration(click.ParamType[float]):
@@ -156,7 +157,7 @@ def _enqueue_one(db: Client, type: str, text: str, options: Options, wait: bool)
     else:
         click.echo(job.state.value)
         if job.state in WELL:
-            click.echo(json_text(job.result))
+            click.echo(json_text(load_result(job.result, job.result_url)))
     report_failures([job])
 
 

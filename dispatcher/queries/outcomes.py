@@ -13,8 +13,11 @@ from dispatcher.sql import statement
 
 Attempt = tuple[int, int]
 
+Recorded = dict[Attempt, bool]
+"""The attempts that were recorded, and whether each left a mark."""
 
-def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> dict[Attempt, bool]:
+
+def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> Recorded:
     """Records final outcomes; the attempts it recorded, and whether each left a mark for a batch or for other jobs.
 
     Waits for locked rows up to lock_timeout, unless free_only.
@@ -26,6 +29,7 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
             "attempts": array([o.attempt for o in outcomes]),
             "states": array([o.state for o in outcomes]),
             "failures": array([o.failures for o in outcomes]),
+            "result_urls": [o.result_url for o in outcomes] if any(o.result_url for o in outcomes) else None,
             "results": _json_array([o.result for o in outcomes]),
             "errors": _json_array([o.errors for o in outcomes]),
         },
@@ -33,7 +37,7 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
     return _recorded(rows)
 
 
-def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> dict[Attempt, bool]:
+def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
     """Sends jobs back to scheduled or pending; the attempts it recorded, and whether each may have left a mark."""
     rows = conn.execute(
         statement("reschedule_jobs"),
@@ -93,7 +97,7 @@ def wake_leader(conn: Connection, lease: int) -> None:
     conn.execute(statement("wake_leader"), {"lease": lease})
 
 
-def _recorded(rows: Cursor[TupleRow]) -> dict[Attempt, bool]:
+def _recorded(rows: Cursor[TupleRow]) -> Recorded:
     return {(id, attempt): marked for id, attempt, marked in rows}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -26,9 +27,24 @@ class Count(NamedTuple):
     oldest_s: float | None
 
 
+class Pruned(NamedTuple):
+    """A page of the pruner's walk."""
+
+    last_id: int | None
+    jobs: int
+    stored: list[int]  # those removed jobs whose result is in the store
+    young: bool | None  # too young for more to expire behind it
+
+
 def promote_jobs(conn: Connection, batch: int) -> int:
     """Makes due jobs pending; how many."""
     return conn.execute(statement("promote_jobs"), {"batch": batch}).rowcount
+
+
+def hasten_jobs(conn: Connection) -> int:
+    """Makes all scheduled jobs due; how many."""
+    row = conn.execute(statement("hasten_jobs")).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def next_due(conn: Connection) -> tuple[float | None, bool]:
@@ -62,17 +78,19 @@ def ask_overdue_owners(conn: Connection, grace_s: float) -> list[int]:
     return [owner for owner, _ in conn.execute(statement("ask_overdue_owners"), {"grace_s": grace_s})]
 
 
-def prune_jobs(
-    conn: Connection, *, after: int, page: int, keep_succeeded: timedelta, keep_failed: timedelta
-) -> tuple[int | None, int, bool]:
-    """One page of the walk: (last id seen, jobs removed, whether the page is too young for more to expire)."""
+def prune_jobs(conn: Connection, *, after: int, page: int, keep_succeeded: timedelta, keep_failed: timedelta) -> Pruned:
+    """One page of the walk."""
     row = conn.execute(
         statement("prune_jobs"),
         {"after": after, "page": page, "keep_succeeded": keep_succeeded, "keep_failed": keep_failed},
     ).fetchone()
     assert row is not None
-    last_id, pruned, young = row
-    return last_id, int(pruned), bool(young)
+    return Pruned._make(row)
+
+
+def list_vanished(conn: Connection, ids: Sequence[int]) -> list[int]:
+    """Of these ids, those of jobs that have been removed."""
+    return [id for (id,) in conn.execute(statement("list_vanished"), {"ids": list(ids)})]
 
 
 def count_jobs(conn: Connection) -> list[Count]:

@@ -12,13 +12,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
 from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.job import FINAL, State
+from dispatcher.job import FINAL, Job, State
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
@@ -36,9 +36,6 @@ PROGRESS_EVERY_S = 0.2
 REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
 """What PostgreSQL says of a value that it cannot store."""
 
-Recorded = dict[tuple[int, int], bool]
-"""The attempts that were recorded, and whether each left a mark."""
-
 
 class Completer:
     """Settles what ends here. `settled` is told of each group: whether a job was put back, whether one left a mark."""
@@ -50,6 +47,7 @@ class Completer:
         inflight: InFlight,
         metrics: Metrics,
         settled: Callable[[Connection, bool, bool], None],
+        failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +55,7 @@ class Completer:
         self._inflight = inflight
         self._metrics = metrics
         self._settled = settled
+        self._failed = failed
         self._stop = stop
         self._clock = clock
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
@@ -189,25 +188,25 @@ class Completer:
         self._inflight.remove(answered)
         self._settled(conn, bool(back), any(done.values()))
 
-    def _finish(self, conn: Connection, group: list[Execution]) -> Recorded:
+    def _finish(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
         results = [_outcome(execution) for execution in group]
         try:
             return statements.finish_jobs(conn, results, free_only=False)
         except psycopg.errors.LockNotAvailable:
             return statements.finish_jobs(conn, results, free_only=True)
 
-    def _finish_free(self, conn: Connection, group: list[Execution]) -> Recorded:
+    def _finish_free(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
         return statements.finish_jobs(conn, [_outcome(execution) for execution in group], free_only=True)
 
-    def _reschedule(self, conn: Connection, group: list[Execution]) -> Recorded:
+    def _reschedule(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
         return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
 
     def _send(
         self,
         conn: Connection,
         group: list[Execution],
-        send: Callable[[Connection, list[Execution]], Recorded],
-    ) -> Recorded:
+        send: Callable[[Connection, list[Execution]], statements.Recorded],
+    ) -> statements.Recorded:
         """Sends a group; where the database refuses a value in it, finds the one and fails that job alone."""
         try:
             return send(conn, group)
@@ -222,10 +221,13 @@ class Completer:
             old = _outcome(execution)
             execution.outcome = Outcome(old.job_id, old.attempt, State.FAILED, None, error.as_json_array(), 1)
             try:
-                return self._finish(conn, group)
+                done = self._finish(conn, group)
             except REFUSED:  # its errors are as many as a row can hold
                 execution.outcome = execution.outcome._replace(errors=None)
-                return self._finish(conn, group)
+                done = self._finish(conn, group)
+            if done and execution.ctx is not None:
+                self._failed([(execution.ctx.job, execution.outcome)])
+            return done
 
     def _count(self, execution: Execution, *, recorded: bool) -> None:
         outcome, type = _outcome(execution), execution.claimed.type

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from dispatcher.context import Context, Runtime
+from dispatcher.ending import Conclusion
 from dispatcher.executor import Executor
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason, Job
-from dispatcher.outcome import JobError, Outcome, Raised, Returned, settle
+from dispatcher.outcome import JobError, Outcome, Raised, Returned
 from dispatcher.queries.claims import Claimed
 
 log = logging.getLogger("dispatcher.pool")
@@ -45,12 +46,14 @@ class ThreadPool:
         runtime: Runtime,
         job_timeout_s: float,
         ended: Callable[[Execution], None],
+        hook_failed: Callable[[str], None] = lambda _type: None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.threads = threads
         self._inflight = inflight
         self._runtime = runtime
+        self._conclusion = Conclusion(runtime, hook_failed)
         self._job_timeout_s = job_timeout_s
         self._ended = ended
         self._clock = clock
@@ -107,6 +110,12 @@ class ThreadPool:
             self._typical_s = 2 * QUICK_S
             self._wake_one()
 
+    def run(self, execution: Execution) -> None:
+        """Runs one here and now, in the caller's thread."""
+        self._inflight.executing[execution.key] = execution
+        execution.thread = threading.get_ident()
+        self._run(execution)
+
     def _wake_one(self) -> None:
         """Wakes an idle thread, or starts one; it wakes the next one in turn if it finds more than its own job."""
         with self._idle_lock:
@@ -134,9 +143,7 @@ class ThreadPool:
             except IndexError:
                 self._rest()
                 continue
-            self._inflight.executing[execution.claimed.id] = (
-                execution  # at once: the fence stands while anything executes
-            )
+            self._inflight.executing[execution.key] = execution  # at once: the fence stands while anything executes
             quick = self._typical_s < QUICK_S
             if not quick and self._waiting and (self._idle or len(self._started) < self.threads):
                 self._wake_one()
@@ -163,7 +170,7 @@ class ThreadPool:
         try:
             job = _job(claimed, spec)
         except BaseException as exc:  # noqa: BLE001 - a model's own validators may raise anything
-            execution.outcome = Outcome.failed(_bare(claimed), JobError("payload", explain_misfit(exc)))
+            execution.outcome = self._misfit(claimed, spec, exc)
             self._end(execution)
             return
         timeout_s = claimed.timeout_s or spec.timeout_s or self._job_timeout_s
@@ -177,31 +184,28 @@ class ThreadPool:
             ending = Returned(spec.run(job, ctx))
         except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
             ending = Raised(exc)
-        if ctx.completed and isinstance(ending, Returned):
-            # The row knows. If it still says running, the transaction that was to complete it did not commit.
-            ending = Raised(UncommittedCompletion("ctx.complete was called, but its transaction did not commit"))
-        execution.outcome = self._settle(execution, job, ending, ctx.canceled)
+        execution.outcome = self._conclusion.conclude(
+            job,
+            ctx,
+            ending,
+            spec,
+            max_attempts=claimed.max_attempts,
+            chance=self._chance(),
+            stack=execution.stack,
+        )
         self._end(execution)
 
-    def _settle(
-        self, execution: Execution, job: Job, ending: Returned | Raised, reason: CancelReason | None
-    ) -> Outcome:
-        try:
-            return settle(
-                job,
-                ending,
-                reason,
-                policy=execution.executor.retry,
-                max_attempts=execution.claimed.max_attempts,
-                chance=self._chance(),
-                stack=execution.stack,
-            )
-        except Exception as exc:  # noqa: BLE001 - an exception that cannot be printed, a result that fights its encoding
-            return Outcome.failed(job, JobError("result", f"the outcome cannot be recorded: {type(exc).__name__}"))
+    def _misfit(self, claimed: Claimed, spec: Executor, exc: BaseException) -> Outcome:
+        job = _bare(claimed)
+        outcome = Outcome.failed(job, JobError("payload", explain_misfit(exc)))
+        if spec.hooks is None:
+            return outcome
+        ctx = Context(job, timeout_s=None, runtime=self._runtime, clock=self._clock)
+        return self._conclusion.call_hooks(spec.hooks, job, ctx, outcome, None)
 
     def _end(self, execution: Execution) -> None:
         execution.ended_at = self._clock()
-        del self._inflight.executing[execution.claimed.id]
+        del self._inflight.executing[execution.key]
         self._ended(execution)
 
 
@@ -225,14 +229,22 @@ def _job(claimed: Claimed, spec: Executor) -> Job:
 
 
 def _bare(claimed: Claimed) -> Job:
-    """The job without what could not be read."""
+    """The job with its payload as it was stored, None where Python cannot even read that."""
+    try:
+        payload = json.loads(claimed.payload)
+    except (ValueError, RecursionError):
+        payload = None
+    tenant = claimed.tenant or None
     return Job(
-        claimed.id, claimed.type, None, None, claimed.priority, claimed.attempt, claimed.failures, claimed.created_at
+        claimed.id,
+        claimed.type,
+        tenant,
+        payload,
+        claimed.priority,
+        claimed.attempt,
+        claimed.failures,
+        claimed.created_at,
     )
-
-
-class UncommittedCompletion(Exception):
-    """The executor called ctx.complete and returned without a commit."""
 
 
 def explain_misfit(exc: BaseException) -> str:

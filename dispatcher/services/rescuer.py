@@ -12,14 +12,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 
 from dispatcher import identity
 from dispatcher.db import Connection, first_line, patiently
 from dispatcher.executor import Registry
-from dispatcher.job import FINAL
+from dispatcher.job import FINAL, Job
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import Outcome, crashed
 from dispatcher.queries import outcomes, replicas, upkeep
@@ -43,6 +43,7 @@ class Rescuer:
         registry: Registry,
         leading: Callable[[], bool],
         rescued: Callable[[], None],
+        failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
         metrics: Metrics,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -56,6 +57,7 @@ class Rescuer:
         self._registry = registry
         self._leading = leading
         self._rescued = rescued
+        self._failed = failed
         self._metrics = metrics
         self._stop = stop
         self._clock = clock
@@ -131,10 +133,11 @@ class Rescuer:
             decided = [self._decide(orphan) for orphan in orphans]
             final = [outcome for outcome in decided if outcome.state in FINAL]
             back = [outcome for outcome in decided if outcome.state not in FINAL]
+            done: outcomes.Recorded = {}
             if final:
-                outcomes.finish_jobs(conn, final, free_only=True)
+                done |= outcomes.finish_jobs(conn, final, free_only=True)
             if back:
-                outcomes.reschedule_jobs(conn, back)
+                done |= outcomes.reschedule_jobs(conn, back)
             removed = replicas.remove_replica(conn, replica.id)
         if orphans:
             self._metrics.rescued.labels(reason).inc(len(orphans))
@@ -142,6 +145,10 @@ class Rescuer:
                 "took jobs from a replica that is gone",
                 extra={"replica": replica.id, "jobs": len(orphans), "reason": reason},
             )
+        by_id = {orphan.job.id: orphan.job for orphan in orphans}
+        self._failed(
+            [(by_id[outcome.job_id], outcome) for outcome in decided if (outcome.job_id, outcome.attempt) in done]
+        )
         if removed:
             identity.forget(replica.process)
         self._rescued()

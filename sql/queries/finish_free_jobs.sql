@@ -1,15 +1,17 @@
 -- finish_free_jobs: as finish_jobs, passing by every row that somebody holds locked.
 with o as materialized (
     select * from rows from (  -- noqa: PRS
-        unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[]),
+        unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[],
+               %(result_urls)s::text[]),
         jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
-    ) as o (id, attempt, state, failures, result, errors)
+    ) as o (id, attempt, state, failures, result_url, result, errors)
 ), free as materialized (
     select j.id from o join dispatcher.job j on j.id = o.id
     where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
 )
 update dispatcher.job j
-set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), timed_out = false, failures = j.failures + o.failures,
+set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), result_url = o.result_url,
+    timed_out = false, failures = j.failures + o.failures,
     errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
         select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
 from o join free f on f.id = o.id

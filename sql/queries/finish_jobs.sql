@@ -1,12 +1,14 @@
 -- finish_jobs: records final outcomes; a late attempt matches no row. It waits for a row lock no longer than lock_timeout; then
 -- the caller sends finish_free_jobs.
 update dispatcher.job j
-set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), timed_out = false, failures = j.failures + o.failures,
+set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), result_url = o.result_url,
+    timed_out = false, failures = j.failures + o.failures,
     errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
         select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
 from rows from (  -- noqa: PRS
-    unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[]),
+    unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[],
+           %(result_urls)s::text[]),
     jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
-) as o (id, attempt, state, failures, result, errors)
+) as o (id, attempt, state, failures, result_url, result, errors)
 where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
 returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

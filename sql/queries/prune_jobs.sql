@@ -1,5 +1,6 @@
 -- prune_jobs: one page of the walk over the primary key: finished jobs past their retention go; locked ones wait for the
--- next walk, and so do those whose result an unfinished job was promised, and those of an open batch. Ids grow with creation, so the walk may stop at the first page that holds jobs too young to have expired.
+-- next walk, and so do those whose result an unfinished job was promised, and those of an open batch. Ids grow with creation, so
+-- the walk may stop at the first page that holds jobs too young to have expired. `stored` are those whose result is in the store.
 with page as materialized (
     select j.id, j.created_at, j.state, j.finished_at from dispatcher.job j where j.id > %(after)s order by j.id limit %(page)s
 ), expired as materialized (
@@ -13,8 +14,9 @@ with page as materialized (
           select from dispatcher.batch b where b.job_id = j.parent_id and b.ended_at is null))
     for update of j skip locked
 ), gone as (
-    delete from dispatcher.job j using expired e where j.id = e.id returning j.id
+    delete from dispatcher.job j using expired e where j.id = e.id returning j.id, j.result_url
 )
 select (select max(p.id) from page p) as last_id,
        (select count(*)::integer from gone) as pruned,
+       array(select g.id from gone g where g.result_url is not null) as stored,
        (select min(p.created_at) from page p) > now() - least(%(keep_succeeded)s::interval, %(keep_failed)s::interval) as young

@@ -16,6 +16,8 @@ from dispatcher.job import Job, JobInfo
 class DirectRuntime:
     """What the daemon lends to a job, without the daemon."""
 
+    max_result_bytes = 2**20
+
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.progress: list[float] = []
@@ -36,10 +38,22 @@ class DirectRuntime:
             raise BY_SQLSTATE.get(exc.sqlstate or "", type(exc))(str(exc)) from exc
         self.after_checkpoint()
 
-    def complete(self, conn: psycopg.Connection[Any], job: Job, result: Any) -> None:
+    def complete(self, conn: psycopg.Connection[Any], job: Job, result: Any, result_url: str | None) -> None:
+        raise NotImplementedError
+
+    def completed(self, job: Job) -> bool | None:
+        raise NotImplementedError
+
+    def store(self, job: Job, name: str, source: Any, check: Callable[[], None]) -> str:
+        raise NotImplementedError
+
+    def store_result(self, job: Job, text: str) -> str:
         raise NotImplementedError
 
     def predecessors(self, job_id: int) -> list[JobInfo]:
+        raise NotImplementedError
+
+    def results(self, job_id: int) -> dict[int, Any]:
         raise NotImplementedError
 
     def enqueue(self, conn: Any, type: str, payload: Any, options: dict[str, Any]) -> int:

@@ -64,7 +64,7 @@ class Leading:
         claimed = self.dispatch.step(self.conn)
         taken = self.pool.taken[before:]
         assert len(taken) == claimed
-        self.inflight.executing.update((each.claimed.id, each) for each in taken)
+        self.inflight.executing.update((each.key, each) for each in taken)
         return [each.claimed.id for each in taken]
 
     def rounds(self) -> list[int]:
@@ -86,5 +86,5 @@ class Leading:
         )
         gone = [taken for taken in self.pool.taken if taken.claimed.id in ids]
         self.inflight.remove(gone)
-        for id in ids:
-            self.inflight.executing.pop(id, None)
+        for taken in gone:
+            self.inflight.executing.pop(taken.key, None)

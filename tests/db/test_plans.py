@@ -46,6 +46,7 @@ EXPECTED = {
     "own_running": {"job_pkey"},
     "ask_overdue_owners": {"job_pkey"},
     "prune_jobs": {"job_pkey"},
+    "list_vanished": {"job_pkey"},
     "get_job": {"job_pkey"},
     "drop_claims": {"job_pkey"},
     "remove_replica": {"job_pkey"},

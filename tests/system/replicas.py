@@ -60,11 +60,10 @@ class Replica:
         self.metrics_port = _free_port()
         self.log_file = folder / f"replica-{number}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
-        settings = TIMINGS | settings
+        settings = {"executors": "tests.system.fault_jobs"} | TIMINGS | settings
         environment |= {f"DISPATCHER_{name.upper()}": value for name, value in settings.items()}
         environment |= {
             "DISPATCHER_DSN": dsn,
-            "DISPATCHER_EXECUTORS": "tests.system.fault_jobs",
             "DISPATCHER_METRICS_PORT": str(self.metrics_port),
             "DISPATCHER_LOG_FORMAT": "json",
             "RUNTIME_DIRECTORY": str(folder / "run"),

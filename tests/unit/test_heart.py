@@ -67,7 +67,7 @@ def deadline(heart: Heart) -> float | None:
 
 
 def run_job(inflight: InFlight) -> None:
-    inflight.executing[1] = cast(Any, object())
+    inflight.executing[1, 1] = cast(Any, object())
 
 
 def test_the_fence_is_counted_from_the_last_answer_that_counts(heart: Heart, lease: SimpleNamespace) -> None:

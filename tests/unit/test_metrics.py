@@ -34,6 +34,7 @@ PROMISED = {
     "dispatcher_jobs_rescued_total": ("counter", ("reason",)),
     "dispatcher_jobs_timed_out_total": ("counter", ("type",)),
     "dispatcher_batches_ended_total": ("counter", ("state",)),
+    "dispatcher_hook_errors_total": ("counter", ("type",)),
     "dispatcher_stuck_threads": ("gauge", ()),
     "dispatcher_listener_connected": ("gauge", ()),
     "dispatcher_last_tick_timestamp_seconds": ("gauge", ()),

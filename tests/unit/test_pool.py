@@ -239,7 +239,7 @@ def test_executing_is_what_a_thread_has_not_come_back_from(pool: Pool) -> None:
     execution = pool.make(run)
     pool.submit(execution)
     assert entered.wait(10)
-    assert pool.inflight.executing == {execution.claimed.id: execution}
+    assert pool.inflight.executing == {execution.key: execution}
     assert "leave.wait" in (stack_of(execution.thread) or "")
     assert execution.ctx is not None
     execution.ctx.cancel(CancelReason.SHUTDOWN)
@@ -247,6 +247,27 @@ def test_executing_is_what_a_thread_has_not_come_back_from(pool: Pool) -> None:
     pool.wait(1)
     assert not pool.inflight.executing
     assert outcome(execution).state is State.PENDING
+
+
+def test_two_attempts_of_a_job_in_one_process_do_not_disturb_each_other() -> None:
+    """The first one was taken away and its thread is not back: the fence must know of it, its thread survive."""
+    pool, entered, leave = Pool(2), threading.Event(), threading.Event()
+
+    def wait(_job: Job, _ctx: Context) -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    first = pool.make(wait, id=7, attempt=1)
+    second = pool.make(quick, id=7, attempt=2)
+    pool.submit(first)
+    assert entered.wait(10)
+    pool.pool.run(second)
+    assert pool.inflight.executing == {first.key: first}
+    assert pool.ended.pop(7) is second
+    leave.set()
+    pool.wait(1)
+    assert pool.ended[7] is first
+    assert not pool.inflight.executing
 
 
 def test_error_after_a_rolled_back_completion_is_the_error_that_counts(pool: Pool) -> None:

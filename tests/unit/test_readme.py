@@ -79,6 +79,7 @@ def test_every_metric_is_listed_with_its_labels() -> None:
         metrics.rescued,
         metrics.timed_out,
         metrics.batches_ended,
+        metrics.hook_errors,
     ):
         labelled.labels(*["x"] * len(labelled._labelnames))
     for kind in (metrics.jobs.finished, metrics.jobs.retries):
@@ -103,7 +104,8 @@ def test_every_metric_is_listed_with_its_labels() -> None:
 
 def test_sql_functions_and_error_codes_are_those_of_the_schema() -> None:
     schema = "\n".join(text for _, _, text in migrations())
-    public = set(re.findall(r"dispatcher\.(\w+)\(", schema.rpartition("grant execute on function")[2]))
+    grants = "".join(re.findall(r"grant execute on function (.*?) to public", schema, flags=re.DOTALL))
+    public = set(re.findall(r"dispatcher\.(\w+)\(", grants))
     assert set(re.findall(r"`dispatcher\.(\w+)\(", section("Enqueueing"))) == public
     codes = set(re.findall(r"DJ\d{3}", section("Enqueueing")))
     assert codes == set(re.findall(r"DJ\d{3}", schema)) - {"DJ008", "DJ009"}  # ctx.complete's, shown as exceptions
@@ -133,7 +135,15 @@ def test_python_examples_compile_and_import_what_exists(block: str) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/executors.md", "docs/operations.md"],
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/executors.md",
+        "docs/operations.md",
+        "docs/testing.md",
+    ],
 )
 def test_links_lead_to_files(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
