@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dispatcher.client import Client
     from dispatcher.context import Context
     from dispatcher.process import ProgramResult, clean_environment, run_program
+    from dispatcher.queries.explain import Explanation, Reason
     from dispatcher.version import __version__
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "EnqueueError",
     "Executor",
     "ExecutorError",
+    "Explanation",
     "Fail",
     "InvalidOption",
     "InvalidPayload",
@@ -60,6 +62,7 @@ __all__ = [
     "Partial",
     "PayloadTooLarge",
     "ProgramResult",
+    "Reason",
     "Registry",
     "Retry",
     "SchemaError",
@@ -82,7 +85,9 @@ _LAZY = {
     "AsyncClient": "dispatcher.async_client",
     "Client": "dispatcher.client",
     "Context": "dispatcher.context",
+    "Explanation": "dispatcher.queries.explain",
     "ProgramResult": "dispatcher.process",
+    "Reason": "dispatcher.queries.explain",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",
     "run_program": "dispatcher.process",

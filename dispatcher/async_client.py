@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.client import Infos, Lines
 from dispatcher.executor import Registry
-from dispatcher.front.base import AsyncFront
+from dispatcher.front.explain import AsyncExplainFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -34,7 +34,7 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient(AsyncFront):
+class AsyncClient(AsyncExplainFront):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:
