@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 GRANT_HINT = (
     "its owner grants rights with select dispatcher.grant_access('ROLE', 'LEVEL'), a level being "
     "enqueue, read, operate or run"

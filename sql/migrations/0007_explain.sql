@@ -7,7 +7,7 @@ create function dispatcher.reason(kind text, words text, details jsonb) returns 
 immutable language sql as $$ select jsonb_build_object('kind', kind, 'text', words, 'details', details) $$;
 
 create function dispatcher.spell_time(moment timestamptz) returns text
-stable language sql as $$ select coalesce(to_char(moment, 'YYYY-MM-DD HH24:MI:SS TZH:TZM'), 'an unknown time') $$;
+stable language sql as $$ select to_char(moment, 'YYYY-MM-DD HH24:MI:SS TZH:TZM') $$;
 
 -- "job 1", "jobs 1, 2", "jobs 1, 2, 3, 4, 5 and 12 more".
 create function dispatcher.spell_jobs(ids bigint[], total bigint) returns text
@@ -318,7 +318,8 @@ begin
     end case;
 
     return jsonb_build_object(
-        'id', j.id, 'type', j.type, 'tenant', nullif(j.tenant, ''), 'state', j.state, 'ahead', least(ahead, bound),
+        'id', j.id, 'type', j.type, 'tenant', nullif(j.tenant, ''), 'state', j.state,
+        'ahead', case when ahead is not null then least(ahead, bound) end,
         'summary', format('job %s (%s) is %s: %s', j.id, j.type, j.state, reasons[1] ->> 'text'),
         'reasons', to_jsonb(reasons));
 end $$;
