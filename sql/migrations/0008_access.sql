@@ -30,7 +30,8 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'run', 'function', f.name, 'execute' from unnest(array['complete', 'checkpoint']) f (name)
     union all
     select 'owner', 'function', f.name, 'all' from unnest(array[
-        'access_rights', 'access_targets', 'apply_level', 'apply_access', 'check_access', 'grant_access', 'revoke_access']) f (name)
+        'access_rights', 'access_targets', 'apply_level', 'apply_access', 'begin_access', 'check_access', 'grant_access',
+        'revoke_access']) f (name)
     union all
     select 'enqueue', 'table', t.name, t.privilege from (values
         ('type', 'select (name, payload_schema)'),     -- clients check payloads before they send them
@@ -92,6 +93,17 @@ begin
     end loop;
 end $$;
 
+-- Before any change: the lock of the migrations, for two grants on one function at once fail in PostgreSQL. A role that is gone, or
+-- that has lost its right on the schema, is forgotten: a later role of the same name is another one.
+create function dispatcher.begin_access() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_advisory_xact_lock(1146310661, 0);
+    delete from dispatcher.access a where not exists (
+        select from pg_namespace n cross join lateral aclexplode(n.nspacl) g join pg_roles r on r.oid = g.grantee
+        where n.nspname = 'dispatcher' and g.privilege_type = 'USAGE' and r.rolname = a.role);
+end $$;
+
 create function dispatcher.check_access(role text, level text) returns void
 stable language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -115,8 +127,7 @@ create function dispatcher.grant_access(role text, level text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
-    -- The lock of the migrations: two grants on one function at once fail in PostgreSQL.
-    perform pg_advisory_xact_lock(1146310661, 0);
+    perform dispatcher.begin_access();
     perform dispatcher.check_access(role, level);
     insert into dispatcher.access (role, level) values (grant_access.role, grant_access.level) on conflict do nothing;
     perform dispatcher.apply_level(role, level, true);
@@ -127,7 +138,7 @@ create function dispatcher.revoke_access(role text, level text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
-    perform pg_advisory_xact_lock(1146310661, 0);
+    perform dispatcher.begin_access();
     perform dispatcher.check_access(role, level);
     delete from dispatcher.access a where a.role = revoke_access.role and a.level = revoke_access.level;
     perform dispatcher.apply_level(role, level, false);
@@ -137,16 +148,12 @@ begin
     end if;
 end $$;
 
--- At the end of each migration: what is new is for nobody, and then for whom its level was granted to. A role that is gone, or
--- that has lost its right on the schema, is forgotten: a later role of the same name is another one.
+-- At the end of each migration: what is new is for nobody, and then for whom its level was granted to.
 create function dispatcher.apply_access() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    perform pg_advisory_xact_lock(1146310661, 0);
+    perform dispatcher.begin_access();
     revoke all on all routines in schema dispatcher from public;
-    delete from dispatcher.access a where not exists (
-        select from pg_namespace n cross join lateral aclexplode(n.nspacl) g join pg_roles r on r.oid = g.grantee
-        where n.nspname = 'dispatcher' and g.privilege_type = 'USAGE' and r.rolname = a.role);
     perform dispatcher.apply_level(a.role, a.level, true) from dispatcher.access a;
 end $$;
 

@@ -433,6 +433,21 @@ def test_later_role_of_the_same_name_inherits_nothing(
         denied(own, "select dispatcher.enqueue('quick')")
 
 
+def test_level_taken_by_other_means_does_not_come_back(
+    superuser_dsn: str, conn: Connection, login: Callable[..., Connection]
+) -> None:
+    """`drop owned by`, as before a role is dropped; then the role is let in again for less."""
+    own = login("run")
+    name = own.info.user
+    with psycopg.connect(superuser_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
+    conn.execute("select dispatcher.grant_access(%s, 'enqueue')", [name])
+    conn.execute("select dispatcher.apply_access()")
+    enqueue(own)
+    denied(own, "select payload from dispatcher.jobs")
+    assert conn.execute("select level from dispatcher.access").fetchall() == [("enqueue",)]
+
+
 def test_grant_by_hand_survives_a_migration(conn: Connection, dsn: str, login: Callable[..., Connection]) -> None:
     own = login("enqueue")
     conn.execute(sql.SQL("grant select on dispatcher.replica to {}").format(sql.Identifier(own.info.user)))
