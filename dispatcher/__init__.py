@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dispatcher.context import Context
     from dispatcher.outcome import JobError
     from dispatcher.process import ProgramResult, clean_environment, run_program
+    from dispatcher.queries.explain import Explanation, Reason
     from dispatcher.version import __version__
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "EnqueueError",
     "Executor",
     "ExecutorError",
+    "Explanation",
     "Fail",
     "InvalidOption",
     "InvalidPayload",
@@ -67,6 +69,7 @@ __all__ = [
     "Partial",
     "PayloadTooLarge",
     "ProgramResult",
+    "Reason",
     "Registry",
     "ResultTooLarge",
     "Retry",
@@ -91,8 +94,10 @@ _LAZY = {
     "AsyncClient": "dispatcher.async_client",
     "Client": "dispatcher.client",
     "Context": "dispatcher.context",
+    "Explanation": "dispatcher.queries.explain",
     "JobError": "dispatcher.outcome",
     "ProgramResult": "dispatcher.process",
+    "Reason": "dispatcher.queries.explain",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",
     "run_program": "dispatcher.process",

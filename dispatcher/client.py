@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.executor import Registry
 from dispatcher.front.batches import Batches
+from dispatcher.front.explain import ExplainFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -28,7 +29,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches):
+class Client(Batches, ExplainFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg

@@ -15,7 +15,7 @@ import psycopg
 
 from dispatcher import process, sdnotify
 from dispatcher.db import first_line
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import GRANT_HINT, DispatcherError, SchemaError
 from dispatcher.executor import Registry
 from dispatcher.identity import Identity
 from dispatcher.inflight import Execution
@@ -61,6 +61,10 @@ class Daemon:
             self._serve_metrics()
             self._run()
             return 0 if self._fatal is None else 1
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise SchemaError(
+                f"a replica's role needs the level run on the dispatcher schema ({first_line(exc)}): {GRANT_HINT}"
+            ) from exc
         except psycopg.Error as exc:
             raise DispatcherError(f"the database failed at start: {first_line(exc)}") from exc
         finally:

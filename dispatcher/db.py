@@ -12,7 +12,14 @@ import tenacity
 from psycopg import conninfo
 from psycopg.rows import TupleRow
 
-from dispatcher.errors import DatabaseUnavailable, DispatcherError, SchemaError, SettingsError, UnsupportedServer
+from dispatcher.errors import (
+    GRANT_HINT,
+    DatabaseUnavailable,
+    DispatcherError,
+    SchemaError,
+    SettingsError,
+    UnsupportedServer,
+)
 from dispatcher.sql import statement
 
 Connection = psycopg.Connection[TupleRow]
@@ -84,6 +91,11 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
         pin(conn, limits)
         # Prepared at once: the hot statements are planned once a session, generically (see pin_session.sql).
         conn.prepare_threshold = 0
+    except psycopg.errors.InsufficientPrivilege as exc:
+        conn.close()
+        raise DatabaseUnavailable(
+            f"this role has no right on the dispatcher schema ({first_line(exc)}): {GRANT_HINT}"
+        ) from exc
     except psycopg.Error as exc:
         conn.close()
         raise DatabaseUnavailable(f"the session could not be set up: {first_line(exc)}") from exc

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+GRANT_HINT = (
+    "its owner grants rights with select dispatcher.grant_access('ROLE', 'LEVEL'), a level being "
+    "enqueue, read, operate or run"
+)
+
 
 class DispatcherError(Exception):
     """The base of all errors of this package."""

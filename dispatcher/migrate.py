@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from dispatcher.db import Connection, connect, first_line
-from dispatcher.errors import SchemaError, UnsupportedServer
+from dispatcher.errors import GRANT_HINT, SchemaError, UnsupportedServer
 from dispatcher.sql import migrations, statement
 
 LATEST = migrations()[-1][0]
@@ -19,7 +19,9 @@ def migrate(dsn: str) -> list[str]:
             with conn.transaction():
                 conn.execute(statement("lock_migrations"))
                 conn.execute(statement("make_migration_table"))
-                return [_apply(conn, *step) for step in pending(conn)]
+                applied = [_apply(conn, *step) for step in pending(conn)]
+                conn.execute(statement("apply_access"))
+                return applied
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"migrate needs more rights ({first_line(exc)}): run it as a role that may create schemas"
@@ -59,7 +61,7 @@ def applied_versions(conn: Connection) -> set[int]:
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return set()
     except psycopg.errors.InsufficientPrivilege as exc:
-        raise SchemaError("this role may not read the dispatcher schema: see the grants in the README") from exc
+        raise SchemaError(f"this role may not read the dispatcher schema: {GRANT_HINT}") from exc
 
 
 def _apply(conn: Connection, version: int, name: str, text: str) -> str:

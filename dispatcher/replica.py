@@ -226,7 +226,14 @@ class Replica:
                 metrics=metrics,
                 stop=stop,
             ),
-            "gauges": Gauges(open_session=self._opener("gauges"), leading=self.leading, metrics=metrics, stop=stop),
+            "gauges": Gauges(
+                open_session=self._opener("gauges"),
+                term=lambda: self.heart.term,
+                replica=self.id,
+                lease_number=self._lease_number,
+                metrics=metrics,
+                stop=stop,
+            ),
         }
 
     def leading(self) -> bool:

@@ -1,4 +1,4 @@
-"""dispatcher job: show, list, result, cancel, retry, wait."""
+"""dispatcher job: show, list, result, cancel, retry, explain, wait."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dispatcher.cli.base import common, common_options, fail, note, printable
+from dispatcher.cli.explain import explain
 from dispatcher.cli.output import as_dict, cell, json_text, moment, print_fields, print_json, print_table
 from dispatcher.cli.session import client
 from dispatcher.errors import DispatcherError
@@ -20,6 +21,9 @@ WELL = (State.SUCCEEDED, State.PARTIAL)
 @click.group("job")
 def command() -> None:
     """Look at jobs, cancel them, run them again, wait for them."""
+
+
+command.add_command(explain)
 
 
 @command.command()

@@ -47,7 +47,7 @@ def _script() -> str:
     for version, name, text in migrations():
         record = _text("record_migration").replace("%(version)s", str(version)).replace("%(name)s", f"'{name}'")
         parts += [text.strip(), record]
-    return "\n\n".join([*parts, "commit;"])
+    return "\n\n".join([*parts, _text("apply_access"), "commit;"])
 
 
 def _text(name: str) -> str:

@@ -45,6 +45,11 @@ def note_timeline(conn: Connection, lease: int) -> None:
     conn.execute(statement("note_timeline"), {"lease": lease})
 
 
+def note_leader(conn: Connection, lease: int, replica: int, term: int) -> None:
+    """Records that the leader of this term is at work."""
+    conn.execute(statement("note_leader"), {"lease": lease, "replica": replica, "term": term})
+
+
 def resign_lease(conn: Connection, lease: int) -> None:
     """Gives the lease back, however often the lock was stacked."""
     while (row := conn.execute(statement("resign_lease"), {"lease": lease}).fetchone()) and row[0]:

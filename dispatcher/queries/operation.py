@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow, tuple_row
 from dispatcher.db import first_line
 from dispatcher.errors import (
     BY_SQLSTATE,
+    GRANT_HINT,
     DatabaseUnavailable,
     DispatcherError,
     InvalidOption,
@@ -117,7 +118,7 @@ def explain(exc: BaseException) -> DispatcherError | None:
         case "42P01" | "3F000" | "42883":  # no such table, schema or function
             return SchemaError(f"the database lacks the dispatcher's schema ({line}): run `dispatcher migrate` first")
         case "42501":
-            return SchemaError(f"this role lacks a right ({line}): see the grants in the README")
+            return SchemaError(f"this role lacks a right on the dispatcher schema ({line}): {GRANT_HINT}")
         case "25006":
             return UnsupportedServer("the server is read-only, most likely a standby: give the primary's address")
     if isinstance(exc, psycopg.DataError):

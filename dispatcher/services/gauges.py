@@ -1,4 +1,4 @@
-"""Counts jobs for the metrics: seldom, and the seldomer the longer it takes."""
+"""Counts jobs for the metrics: seldom, and the seldomer the longer it takes. Notes that somebody leads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import psycopg
 from dispatcher.db import Connection, first_line, patiently
 from dispatcher.metrics import Metrics
 from dispatcher.queries import upkeep
+from dispatcher.queries.lease import note_leader
 
 log = logging.getLogger("dispatcher.gauges")
 
 COUNT_EVERY_S = 15.0
 FAILED_PAUSE_S = 600.0  # a count that runs into a time-out must not be asked again at once
 COST = 50  # times what a count took, at least
+NOTE_EVERY_S = 5.0  # so roughly is it known when a leader went
 
 
 class Gauges:
@@ -27,41 +29,54 @@ class Gauges:
         self,
         *,
         open_session: Callable[[], Connection],
-        leading: Callable[[], bool],
+        term: Callable[[], int | None],
+        replica: int,
+        lease_number: int,
         metrics: Metrics,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_session = open_session
-        self._leading = leading
+        self._term = term
+        self._replica = replica
+        self._lease_number = lease_number
         self._metrics = metrics
         self._stop = stop
         self._clock = clock
-        self._due = 0.0
+        self._due = self._note_due = 0.0
         self._conn: Connection | None = None
 
     def step(self) -> None:
-        """Counts if it is time, then pauses."""
+        """Counts, and notes that this replica leads, if it is time; then pauses."""
         try:
-            if not self._leading():
+            term = self._term()
+            if term is None:
                 self._forget()
-            elif self._clock() >= self._due:
-                self.count()
+            else:
+                if self._clock() >= self._note_due:
+                    self.note(term)
+                if self._clock() >= self._due:
+                    self.count()
         except psycopg.Error as exc:
             self._metrics.db_errors.inc()
             log.warning("the gauges' session is lost: %s", first_line(exc))
             self.close()
         self._stop.wait(1.0)
 
+    def note(self, term: int) -> None:
+        """Notes in the lease's row that this term goes on."""
+        if (conn := self._session()) is not None:
+            self._note_due = self._clock() + NOTE_EVERY_S
+            note_leader(conn, self._lease_number, self._replica, term)
+
     def count(self) -> None:
         """Counts now."""
-        if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
-            if self._conn is None:
-                return
+        conn = self._session()
+        if conn is None:
+            return
         began = self._clock()
         self._due = began + FAILED_PAUSE_S  # should it fail
-        counts = upkeep.count_jobs(self._conn)
+        counts = upkeep.count_jobs(conn)
         took = self._clock() - began
         self._due = self._clock() + max(COUNT_EVERY_S, COST * took)
         self._metrics.by_state.clear()
@@ -77,9 +92,14 @@ class Gauges:
         if conn is not None:
             conn.close()
 
+    def _session(self) -> Connection | None:
+        if self._conn is None:
+            self._conn = patiently(self._open_session, stop=self._stop)
+        return self._conn
+
     def _forget(self) -> None:
         if self._conn is not None:
             self._metrics.by_state.clear()
             self._metrics.oldest.clear()
-            self._due = 0.0
+            self._due = self._note_due = 0.0
             self.close()

@@ -46,8 +46,8 @@ create table dispatcher.follow_up (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
         vacuum_truncate = false);
 
-create function dispatcher.follow_lock() returns integer immutable language sql return 1146310661;
-create function dispatcher.order_lock() returns integer immutable language sql return 1146310662;
+create function dispatcher.follow_lock() returns integer immutable language sql return 1146310663;
+create function dispatcher.order_lock() returns integer immutable language sql return 1146310664;
 
 create function dispatcher.mark_ended() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -64,7 +64,7 @@ execute function dispatcher.mark_ended();
 
 -- Notifies each leader, unless it is awake and will look by itself.
 create function dispatcher.wake_leaders() returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql as $$
 declare
     lease integer;
 begin

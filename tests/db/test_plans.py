@@ -18,6 +18,7 @@ from tests import servers
 from tests.db.running import as_job, claim, publish, session
 
 Plans = dict[tuple[str, str], str]
+Pages = dict[tuple[str, str], int]
 
 STAGES = ["no statistics", "200,000 rows, statistics of none", "a million rows, statistics of none", "a million rows"]
 
@@ -50,6 +51,7 @@ EXPECTED = {
     "get_job": {"job_pkey"},
     "drop_claims": {"job_pkey"},
     "remove_replica": {"job_pkey"},
+    "note_leader": set(),
 }
 
 
@@ -99,6 +101,23 @@ def add(conn: psycopg.Connection, count: int) -> None:
     )
 
 
+def pages_to_explain(conn: psycopg.Connection) -> dict[str, int]:
+    """How many pages dispatcher.explain looks at for the youngest job of each state that has one."""
+    found = {}
+    for state, column in (("pending", "listed"), ("scheduled", "listed"), ("succeeded", "state"), ("failed", "state")):
+        row = conn.execute(
+            f"select id from dispatcher.job where {column} = '{state}' order by id desc limit 1".encode()
+        ).fetchone()
+        if row is not None:
+            text = "explain (analyze, buffers, format json) select dispatcher.explain(%s)"
+            conn.execute(text.encode(), row)  # once before: what it reads of the catalog is cached then
+            answer = conn.execute(text.encode(), row).fetchone()
+            assert answer is not None
+            top = answer[0][0]["Plan"]
+            found[state] = top["Shared Hit Blocks"] + top["Shared Read Blocks"]
+    return found
+
+
 @pytest.fixture(scope="module")
 def database(server: EmbeddedPostgres) -> Iterator[str]:
     """A database that grows to a million jobs."""
@@ -108,13 +127,21 @@ def database(server: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def plans(database: str) -> Plans:
+def pages() -> Pages:
+    """Filled by `plans`: pages that dispatcher.explain looks at, at each stage."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def plans(database: str, pages: Pages) -> Plans:
     """All plans at each stage; autovacuum does not interfere."""
     found: Plans = {}
 
     def note(stage: str) -> None:
         with session(database) as daemon:
             found.update({(stage, name): plan(daemon, name) for name in {**EXPECTED, **AROUND}})
+        with psycopg.connect(database, autocommit=True) as client:
+            pages.update({(stage, state): count for state, count in pages_to_explain(client).items()})
 
     with psycopg.connect(database, autocommit=True) as conn:
         publish(conn)
@@ -208,3 +235,12 @@ def test_reader_s_own_session_finds_a_job_by_its_key(plans: Plans, database: str
         text = plan(client, "get_job", argument="1")
     assert "Index Scan using job_pkey on job" in text
     assert "Seq Scan on job" not in text
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_explaining_a_job_reads_few_pages_of_a_large_table(plans: Plans, pages: Pages, stage: str) -> None:
+    found = {state: count for (at, state), count in pages.items() if at == stage}
+    print(stage, found)
+    assert set(found) == {"pending", "scheduled", "succeeded", "failed"}
+    assert found.pop("pending") < 11_000  # those ahead are counted, ten thousand at most
+    assert max(found.values()) < 100
