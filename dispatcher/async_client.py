@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.client import Infos, Lines
 from dispatcher.executor import Registry
-from dispatcher.front.base import AsyncFront
+from dispatcher.front.ended import AsyncEndedJobs
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -34,7 +34,7 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient(AsyncFront):
+class AsyncClient(AsyncEndedJobs):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:
@@ -135,19 +135,6 @@ class AsyncClient(AsyncFront):
     async def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
         """See Client.ask_to_resign."""
         return await self._do(fleet.ask_to_resign(lease))
-
-    # The last method, since from here on `list` means this one.
-    async def list(
-        self,
-        *,
-        type: str | None = None,
-        state: str | None = None,
-        tenant: str | None = None,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> Infos:
-        """See Client.list."""
-        return await self._do(self._operations.list(type, state, tenant, before, limit))
 
     async def _do(self, operation: Operation[T], conn: AnyConnection | None = None, *, atomic: bool = False) -> T:
         if conn is not None:

@@ -82,3 +82,11 @@ class JobInfo:
     owner: int | None
     cancel_requested: bool
     timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, the newest first. `next` is the `before` of the page behind it, None at the end."""
+
+    jobs: list[JobInfo]
+    next: int | None
