@@ -73,11 +73,9 @@ def find_by(wanted: Wanted) -> str:
     if wanted.parent is not None:
         return "find_children"
     states = set(wanted.states or ())
-    if states and states <= TROUBLED:
-        return "find_troubled_jobs"
-    if len(states) == 1 and State.SUCCEEDED not in states:
+    if len(states) == 1 and not states & {State.SUCCEEDED, *TROUBLED}:
         return f"find_{states.pop()}_jobs"
-    return "find_recent_jobs"
+    return "find_jobs"
 
 
 def encode_filter(given: Mapping[str, Any]) -> str:

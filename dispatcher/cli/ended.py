@@ -162,6 +162,11 @@ def act_on_each(ids: tuple[int, ...], act: Callable[[int], str]) -> None:
         click.get_current_context().exit(1)
 
 
+def on_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
 def _filters(given: dict[str, Any]) -> Any:
     return {name: value for name, value in given.items() if value not in (None, (), False)}
 
@@ -170,7 +175,7 @@ def _agreed(db: Client, filters: Any, verb: str, *, yes: bool, dry_run: bool) ->
     """Whether to go on: says how many jobs it is about, and asks unless told not to."""
     if yes and not dry_run:
         return True
-    if not dry_run and not sys.stdin.isatty():
+    if not dry_run and not on_terminal():
         raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run to see how many")
     count = db.count_ended(**filters)
     if dry_run:

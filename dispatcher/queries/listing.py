@@ -19,13 +19,12 @@ PAGE = 1_000  # jobs at once for a longer list
 
 # Rows that a page looks at, at most: 20 to 100 ms.
 EXAMINE = {
-    "find_recent_jobs": 50_000,
-    "find_troubled_jobs": 20_000,
+    "find_jobs": 50_000,
     "find_blocked_jobs": 20_000,
     "find_children": 5_000,
     "find_scheduled_jobs": 100_000,
 }
-EXAMINE_PENDING = 500  # of each of as many lanes
+EXAMINE_PENDING = 5_000
 
 
 def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Page]:
@@ -52,7 +51,7 @@ def _page(wanted: Wanted, params: dict[str, Any], before: int, limit: int) -> Op
     name = find_by(wanted)
     ids, following = yield from _find(name, wanted, params, before, limit)
     if ids is None:  # too many to sort: by the walk that finds any job
-        ids, following = yield from _find("find_recent_jobs", wanted, params, before, limit)
+        ids, following = yield from _find("find_jobs", wanted, params, before, limit)
     rows = (yield Query("list_jobs", {"ids": ids, "states": params["states"]}, reads=True)) if ids else []
     return Page([job_info(row) for row in rows], following)
 

@@ -102,29 +102,15 @@ begin
 end $$;
 
 -- The newest jobs before an id that match, at most so many, and the id to go on before; null once there are no more. Looks at so
--- many rows at most. Succeeded jobs have no index of their own, the others do. Planner settings are fixed, so that the way through
--- the index never depends on statistics.
-create function dispatcher.match_ended(
+-- many rows at most. States may be null for any, and a time is of the job's end or, before that, of its creation: lists of jobs
+-- use it as well. Failed, partial and canceled jobs have an index of their own, others are found by a walk over all jobs. Planner
+-- settings are fixed, so that the way through the index never depends on statistics, nor on the session.
+create function dispatcher.match_jobs(
     f dispatcher.ended_filter, before bigint, most bigint, examine bigint, out ids bigint[], out next bigint)
 stable language plpgsql
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $$
 begin
-    if 'succeeded' = any(f.states) then
-        ids := array(
-            select w.id from (
-                select j.id, j.type, j.tenant, j.state, j.finished_at, j.errors from dispatcher.job j
-                where j.id < before order by j.id desc limit examine) w
-            where w.state = any(f.states)
-              and (f.type is null or w.type = f.type) and (f.tenant is null or w.tenant = f.tenant)
-              and (f.since is null or w.finished_at >= f.since) and (f.until is null or w.finished_at < f.until)
-              and (f.kind is null or w.errors -> -1 ->> 'kind' = f.kind)
-              and (f.message is null or strpos(w.errors -> -1 ->> 'message', f.message) > 0)
-            order by w.id desc limit most);
-        if cardinality(ids) < most then
-            select case when count(*) = examine then min(w.id) end into next
-            from (select j.id from dispatcher.job j where j.id < before order by j.id desc limit examine) w;
-        end if;
-    else
+    if f.states <@ array['failed', 'partial', 'canceled'] then
         ids := array(
             select w.id from (
                 select j.id, j.type, j.tenant, j.state, j.finished_at, j.errors from dispatcher.job j
@@ -135,10 +121,26 @@ begin
               and (f.kind is null or w.errors -> -1 ->> 'kind' = f.kind)
               and (f.message is null or strpos(w.errors -> -1 ->> 'message', f.message) > 0)
             order by w.id desc limit most);
-        if cardinality(ids) < most then
+        if cardinality(ids) < most then  -- it saw all that it may: where did that end?
             select case when count(*) = examine then min(w.id) end into next
             from (select j.id from dispatcher.job j
                   where j.listed = 'troubled' and j.id < before order by j.id desc limit examine) w;
+        end if;
+    else
+        ids := array(
+            select w.id from (
+                select j.id, j.type, j.tenant, j.state, j.created_at, j.finished_at, j.errors from dispatcher.job j
+                where j.id < before order by j.id desc limit examine) w
+            where (f.states is null or w.state = any(f.states))
+              and (f.type is null or w.type = f.type) and (f.tenant is null or w.tenant = f.tenant)
+              and (f.since is null or coalesce(w.finished_at, w.created_at) >= f.since)
+              and (f.until is null or coalesce(w.finished_at, w.created_at) < f.until)
+              and (f.kind is null or w.errors -> -1 ->> 'kind' = f.kind)
+              and (f.message is null or strpos(w.errors -> -1 ->> 'message', f.message) > 0)
+            order by w.id desc limit most);
+        if cardinality(ids) < most then
+            select case when count(*) = examine then min(w.id) end into next
+            from (select j.id from dispatcher.job j where j.id < before order by j.id desc limit examine) w;
         end if;
     end if;
     if cardinality(ids) = most then
@@ -157,7 +159,7 @@ declare
     more bigint;
 begin
     while before is not null and total < coalesce(f.most, total + 1) loop
-        select cardinality(m.ids), m.next into more, before from dispatcher.match_ended(f, before, 20000, 20000) m;
+        select cardinality(m.ids), m.next into more, before from dispatcher.match_jobs(f, before, 20000, 20000) m;
         total := total + more;
     end loop;
     return least(total, f.most);
@@ -176,7 +178,7 @@ declare
 begin
     retried := 0;
     skipped := 0;
-    select m.ids, m.next into ids, next from dispatcher.match_ended(f, before, least(most, 1000), 20000) m;
+    select m.ids, m.next into ids, next from dispatcher.match_jobs(f, before, least(most, 1000), 20000) m;
     foreach one in array ids loop
         begin
             -- dispatcher.retry waits for locks, the batch's first: so whoever has one of them is found out before, in that order.
@@ -232,7 +234,7 @@ declare
     ids bigint[];
     locked bigint[];
 begin
-    select m.ids, m.next into ids, next from dispatcher.match_ended(f, before, least(most, 1000), 20000) m;
+    select m.ids, m.next into ids, next from dispatcher.match_jobs(f, before, least(most, 1000), 20000) m;
     locked := array(
         select j.id from dispatcher.job j where j.id = any(ids) and j.state = any(f.states) for update skip locked);
     -- A statement of its own: it sees who was enqueued after a job up to the instant in which that was locked.
@@ -266,6 +268,6 @@ begin
 end $$;
 
 revoke all on function dispatcher.parse_filter_time(text, jsonb), dispatcher.parse_filter(jsonb, text[], boolean),
-    dispatcher.match_ended(dispatcher.ended_filter, bigint, bigint, bigint), dispatcher.count_ended(jsonb),
+    dispatcher.match_jobs(dispatcher.ended_filter, bigint, bigint, bigint), dispatcher.count_ended(jsonb),
     dispatcher.retry_step(jsonb, bigint, bigint), dispatcher.retry_where(jsonb),
     dispatcher.purge_step(jsonb, bigint, bigint), dispatcher.purge(jsonb) from public;

@@ -9,10 +9,10 @@ with walk as materialized (
         union all
         select n.id
         from (values ('pending'), ('scheduled'), ('troubled')) as g (listed) cross join lateral (
-            select j.id, j.listed from dispatcher.job j
-            where j.parent_id = %(parent)s::bigint and (j.listed, j.id) < (g.listed, %(before)s::bigint)
-            order by j.listed desc, j.id desc limit %(examine)s::bigint) n
-        where n.listed = g.listed) c
+            select j.id from dispatcher.job j
+            where j.parent_id = %(parent)s::bigint
+              and (j.listed, j.id) < (g.listed, %(before)s::bigint) and j.listed >= g.listed
+            order by j.listed desc, j.id desc limit %(examine)s::bigint) n) c
     order by c.id desc limit %(examine)s::bigint
 ), page as materialized (
     select w.id

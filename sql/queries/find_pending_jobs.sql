@@ -1,35 +1,40 @@
 -- find_pending_jobs: the newest before an id that match. Jumps from turn to turn (a type, a tenant, a priority) in the index of
 -- the lanes, looks at the newest job of each, then at up to (examine) of those turns that can have a share in the newest (examine)
--- of all. It is compared and ordered by whole rows so that no other index will do.
+-- of all. It is ordered by more than is needed so that no other index will do. A jump compares whole rows and nothing beside them: an
+-- equality of the type, say, would be where its search in the index begins, each time anew.
 with recursive turn as (
-    (select j.type, j.tenant, j.priority from dispatcher.job j
-     where j.listed = 'pending' and (%(type)s::text is null or j.type = %(type)s::text)
-     order by j.type, j.tenant, j.priority limit 1)
+    select f.type, f.tenant, f.priority
+    from (select j.type, j.tenant, j.priority from dispatcher.job j
+          where j.listed = 'pending'
+            and (j.type, j.tenant, j.priority)
+                >= (coalesce(%(type)s::text, ''), case when %(type)s::text is null then '' else coalesce(%(tenant)s::text, '') end, -32768)
+          order by j.type, j.tenant, j.priority limit 1) f
+    where (%(type)s::text is null or (f.type = %(type)s::text and (%(tenant)s::text is null or f.tenant = %(tenant)s::text)))
     union all
     select n.type, n.tenant, n.priority
     from turn t cross join lateral (
         select j.type, j.tenant, j.priority from dispatcher.job j
         where j.listed = 'pending' and (j.type, j.tenant, j.priority) > (t.type, t.tenant, t.priority)
-          and (%(type)s::text is null or j.type = %(type)s::text)
         order by j.type, j.tenant, j.priority limit 1) n
+    where (%(type)s::text is null or (n.type = %(type)s::text and (%(tenant)s::text is null or n.tenant = %(tenant)s::text)))
 ), newest as materialized (
     select t.type, t.tenant, t.priority
     from turn t cross join lateral (
-        select j.type, j.tenant, j.priority, j.id from dispatcher.job j
+        select j.id from dispatcher.job j
         where j.listed = 'pending'
-          and (j.type, j.tenant, j.priority, j.id) < (t.type, t.tenant, t.priority, %(before)s::bigint)
-        order by j.type desc, j.tenant desc, j.priority desc, j.id desc limit 1) n
+          and j.type = t.type and j.tenant = t.tenant and j.priority >= t.priority
+          and (j.priority, j.id) < (t.priority, %(before)s::bigint)
+        order by j.priority desc, j.id desc limit 1) n
     where (%(tenant)s::text is null or t.tenant = %(tenant)s::text)
-      and n.type = t.type and n.tenant = t.tenant and n.priority = t.priority
     order by n.id desc limit %(examine)s::bigint
 ), walk as materialized (
     select m.id
     from newest n cross join lateral (
-        select j.type, j.tenant, j.priority, j.id from dispatcher.job j
+        select j.id from dispatcher.job j
         where j.listed = 'pending'
-          and (j.type, j.tenant, j.priority, j.id) < (n.type, n.tenant, n.priority, %(before)s::bigint)
-        order by j.type desc, j.tenant desc, j.priority desc, j.id desc limit %(examine)s::bigint) m
-    where m.type = n.type and m.tenant = n.tenant and m.priority = n.priority
+          and j.type = n.type and j.tenant = n.tenant and j.priority >= n.priority
+          and (j.priority, j.id) < (n.priority, %(before)s::bigint)
+        order by j.priority desc, j.id desc limit %(examine)s::bigint) m
     order by m.id desc limit %(examine)s::bigint
 ), page as materialized (
     select w.id

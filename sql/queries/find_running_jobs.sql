@@ -1,4 +1,4 @@
--- find_running_jobs: those that match, the newest before an id. There is no index on them: the leader's lists name those that were
+-- find_running_jobs: the newest before an id that match, and the id to go on before. There is no index on them: the leader's lists name those that were
 -- claimed, and open batches run on no replica. Both are few.
 with named as materialized (
     select n.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as n (id) where n.id < %(before)s::bigint
