@@ -30,7 +30,7 @@ from dispatcher.errors import (
 
 # Not lazily: the decorator has its module's name, and has to be bound after the module, once and for all.
 from dispatcher.executor import Cancel, Executor, Fail, Partial, Registry, Retry, Snooze, executor
-from dispatcher.job import CancelReason, Job, JobInfo, State
+from dispatcher.job import CancelReason, Job, JobInfo, Page, State
 from dispatcher.retry import Backoff
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ __all__ = [
     "JobFailed",
     "JobInfo",
     "JobNotFound",
+    "Page",
     "Partial",
     "PayloadTooLarge",
     "ProgramResult",

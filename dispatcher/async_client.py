@@ -14,6 +14,7 @@ from dispatcher import connecting
 from dispatcher.client import Infos, Lines
 from dispatcher.executor import Registry
 from dispatcher.front.batches import AsyncBatches
+from dispatcher.front.ended import AsyncEndedJobs
 from dispatcher.front.explain import AsyncExplainFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
@@ -36,7 +37,7 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient(AsyncBatches, AsyncExplainFront):
+class AsyncClient(AsyncBatches, AsyncEndedJobs, AsyncExplainFront):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:
@@ -140,19 +141,6 @@ class AsyncClient(AsyncBatches, AsyncExplainFront):
     async def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
         """See Client.ask_to_resign."""
         return await self._do(fleet.ask_to_resign(lease))
-
-    # The last method, since from here on `list` means this one.
-    async def list(
-        self,
-        *,
-        type: str | None = None,
-        state: str | None = None,
-        tenant: str | None = None,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> Infos:
-        """See Client.list."""
-        return await self._do(self._operations.list(type, state, tenant, before, limit))
 
     async def _do(self, operation: Operation[T], conn: AnyConnection | None = None, *, atomic: bool = False) -> T:
         if conn is not None:

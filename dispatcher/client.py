@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.executor import Registry
 from dispatcher.front.batches import Batches
+from dispatcher.front.ended import EndedJobs
 from dispatcher.front.explain import ExplainFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
@@ -29,7 +30,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches, ExplainFront):
+class Client(Batches, EndedJobs, ExplainFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg
@@ -159,19 +160,6 @@ class Client(Batches, ExplainFront):
     def ask_to_resign(self, lease: str = "default") -> tuple[int, int] | None:
         """Asks the leader to give the lease away, which it does soon: (replica, term), or None without one."""
         return self._do(fleet.ask_to_resign(lease))
-
-    # The last method, since from here on `list` means this one.
-    def list(
-        self,
-        *,
-        type: str | None = None,
-        state: str | None = None,
-        tenant: str | None = None,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> Infos:
-        """Jobs, the newest first; `before` an id, to go on from the last one of the page before."""
-        return self._do(self._operations.list(type, state, tenant, before, limit))
 
     def _do(self, operation: Operation[T], conn: psycopg.Connection[Any] | None = None, *, atomic: bool = False) -> T:
         if conn is not None:

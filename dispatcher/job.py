@@ -85,3 +85,11 @@ class JobInfo:
     cancel_requested: bool
     timed_out: bool
     parent_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, the newest first. `next` is the `before` of the page behind it, None at the end."""
+
+    jobs: list[JobInfo]
+    next: int | None

@@ -176,13 +176,6 @@ class Operations:
         """One job."""
         return jobs.get_job(id)
 
-    def list(
-        self, type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int
-    ) -> Operation[Infos]:
-        """The newest first."""
-        wanted = None if state is None else _state(state).value
-        return jobs.list_jobs(type=type, state=wanted, tenant=tenant, before=before, limit=limit)
-
     def result(self, id: int) -> Operation[JobInfo]:
         """A job that ended well, and so has a result."""
         job = yield from jobs.get_job(id)
@@ -336,13 +329,6 @@ def _checked_type(type: str) -> str:
     if not type.isprintable() or len(type) > 200:  # a NUL, half a surrogate: no such type can be known
         raise UnknownType(f"{type!r:.220} cannot be a job type")
     return type
-
-
-def _state(name: str) -> State:
-    try:
-        return State(name)
-    except ValueError:
-        raise WrongState(f"there is no state {name!r}; the states are {', '.join(State)}") from None
 
 
 def _some(ids: set[int]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,11 @@ from dispatcher.cli.job import WELL, report_failures
 from dispatcher.cli.ndjson import open_lines
 from dispatcher.cli.output import json_text, print_json
 from dispatcher.cli.session import client
+from dispatcher.cli.values import Duration, Moment
 from dispatcher.client import Client
 from dispatcher.errors import InvalidPayload
-from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY, NAIVE_TIME, Options, parse_payload
-from dispatcher.settings import parse_duration
+from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY, Options, parse_payload
 from dispatcher.store import load_result
-
-
-class Duration(click.ParamType[float]):
-    """A duration, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Names the flag in its complaint."""
-        try:
-            return parse_duration(value).total_seconds()
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class Moment(click.ParamType[datetime]):
-    """An ISO 8601 time with its zone."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Refuses a time without a zone: any zone assumed would be wrong for somebody."""
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time: write 2030-01-31T12:00:00+01:00, or Z for UTC", param, ctx)
-        if moment.utcoffset() is None:
-            self.fail(f"{value!r} {NAIVE_TIME}", param, ctx)
-        return moment
 
 
 @click.command("enqueue")

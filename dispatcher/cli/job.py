@@ -1,17 +1,16 @@
-"""dispatcher job: show, list, result, cancel, retry, explain, wait."""
+"""dispatcher job: show, result, cancel, wait; its other verbs are in dispatcher.cli.ended and .explain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from dispatcher.cli.base import common, common_options, fail, note, printable
+from dispatcher.cli.ended import act_on_each, list_jobs, purge, retry
 from dispatcher.cli.explain import explain
-from dispatcher.cli.output import as_dict, cell, json_text, moment, print_fields, print_json, print_table
+from dispatcher.cli.output import json_text, moment, print_fields, print_json
 from dispatcher.cli.session import client
-from dispatcher.errors import DispatcherError
 from dispatcher.job import FINAL, JobInfo, State
 from dispatcher.operations import describe_failure
 
@@ -23,6 +22,9 @@ def command() -> None:
     """Look at jobs, cancel them, run them again, wait for them."""
 
 
+command.add_command(list_jobs)
+command.add_command(retry)
+command.add_command(purge)
 command.add_command(explain)
 
 
@@ -37,26 +39,6 @@ def show(id: int) -> None:
         print_json(job)
     else:
         print_job(job)
-
-
-@command.command("list")
-@click.option("--type", help="Only this type.")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only in this state.")
-@click.option("--tenant", help="Only of this tenant.")
-@click.option("--before", type=int, metavar="ID", help="Go on from this id: the last one of the page before.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@common_options
-def list_jobs(type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int) -> None:
-    """List jobs, the newest first."""
-    with client() as db:
-        jobs = db.list(type=type, state=state, tenant=tenant, before=before, limit=limit)
-    if common().json:
-        print_json([as_dict(job) for job in jobs])
-        return
-    head = ("ID", "TYPE", "STATE", "CREATED", "ATTEMPT", "PROGRESS", "TENANT", "LAST ERROR")
-    print_table(head, [_row(job) for job in jobs])
-    if len(jobs) == limit:
-        note(f"there may be more: --before {jobs[-1].id}")
 
 
 @command.command()
@@ -78,16 +60,7 @@ def result(id: int) -> None:
 def cancel(ids: tuple[int, ...]) -> None:
     """Cancel jobs; a running one is asked to stop."""
     with client() as db:
-        _each(ids, db.cancel)
-
-
-@command.command()
-@click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
-@common_options
-def retry(ids: tuple[int, ...]) -> None:
-    """Run ended jobs again, with a fresh count of tries, or scheduled ones at once."""
-    with client() as db:
-        _each(ids, db.retry)
+        act_on_each(ids, db.cancel)
 
 
 @command.command()
@@ -160,36 +133,3 @@ def _error(error: dict[str, Any]) -> str:
 def _state(job: JobInfo) -> str:
     marks = [text for flag, text in ((job.cancel_requested, "asked to stop"), (job.timed_out, "timed out")) if flag]
     return str(job.state) + (f" ({', '.join(marks)})" if marks and job.state is State.RUNNING else "")
-
-
-def _row(job: JobInfo) -> tuple[Any, ...]:
-    last = job.errors[-1].get("message") if job.errors and job.state is not State.SUCCEEDED else None
-    progress = f"{job.progress:g}%" if job.progress else None
-    error = None if last is None else cell(str(last), 40)
-    return job.id, job.type, job.state.value, job.created_at, job.attempt, progress, job.tenant, error
-
-
-def _each(ids: tuple[int, ...], act: Callable[[int], str]) -> None:
-    """Does all it can; exits with 1 if it could not do one."""
-    if len(ids) == 1:
-        state = act(ids[0])
-        if common().json:
-            print_json({"id": ids[0], "state": state})
-        else:
-            click.echo(state)
-        return
-    done: list[dict[str, Any]] = []
-    for id in ids:
-        try:
-            done.append({"id": id, "state": act(id)})
-        except DispatcherError as exc:
-            done.append({"id": id, "error": str(exc)})
-    if common().json:
-        print_json(done)
-    for one in done:
-        if "error" in one:
-            note(f"Error: {one['error']}")
-        elif not common().json:
-            click.echo(f"{one['id']} {one['state']}")
-    if any("error" in one for one in done):
-        click.get_current_context().exit(1)

@@ -65,15 +65,6 @@ def get_job(id: int) -> Operation[JobInfo]:
     return job_info(rows[0])
 
 
-def list_jobs(
-    *, type: str | None, state: str | None, tenant: str | None, before: int | None, limit: int
-) -> Operation[list[JobInfo]]:
-    """The newest first."""
-    params = {"type": type, "state": state, "tenant": tenant, "before": before, "limit": limit}
-    rows = yield Query("list_jobs", params, reads=True)
-    return [job_info(row) for row in rows]
-
-
 def get_states(ids: Sequence[int]) -> Operation[dict[int, State]]:
     """The states of those of the jobs that exist."""
     rows = yield Query("get_states", {"ids": list(ids)}, reads=True)

@@ -600,64 +600,66 @@ begin
     insert into dispatcher.follow_up (job_id) select w.id from waiting w;
 end $$;
 
+-- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before.
+create function dispatcher.revive(ids bigint[], out revived bigint[], out ended boolean)
+language plpgsql as $$
+begin
+    with old as materialized (
+        select j.id, j.state from dispatcher.job j
+        where j.id = any(ids) and j.state in ('failed', 'partial', 'canceled', 'scheduled') order by j.id for no key update
+    ), again as (
+        update dispatcher.job j
+        set state = 'pending', run_at = now(), failures = 0, cancel_requested = false, timed_out = false,
+            started_at = null, finished_at = null, owner = null, progress = null, progress_message = null,
+            result = null, result_url = null
+        from old o where j.id = o.id
+        returning j.id, j.parent_id, o.state
+    ), counted as (
+        update dispatcher.batch b
+        set partial = b.partial - n.partial, failed = b.failed - n.failed, canceled = b.canceled - n.canceled
+        from (select a.parent_id, count(*) filter (where a.state = 'partial') as partial,
+                     count(*) filter (where a.state = 'failed') as failed,
+                     count(*) filter (where a.state = 'canceled') as canceled
+              from again a where a.parent_id is not null and a.state <> 'scheduled' group by a.parent_id) n
+        where b.job_id = n.parent_id
+    )
+    select array_agg(a.id), bool_or(a.state <> 'scheduled') into revived, ended from again a;
+    if exists (select from dispatcher.dependency d where d.job_id = any(revived)) then
+        perform dispatcher.block_again(revived);
+    end if;
+exception when unique_violation then
+    raise exception using errcode = 'DJ007', message = format(
+        'job %s cannot run again: another unfinished job has its unique key', ids[1]);
+end $$;
+
 create or replace function dispatcher.retry(id bigint) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
-    was text;
-    parent bigint;
-    again bigint[];
+    job record;
+    again bigint[] := array[retry.id];
+    done record;
 begin
-    select j.parent_id into parent from dispatcher.job j where j.id = retry.id;
+    select j.parent_id, j.type = 'batch' as is_batch into job from dispatcher.job j where j.id = retry.id;
     if not found then
         perform dispatcher.raise_not_found(retry.id);
     end if;
-    -- The batch's lock comes first, before the rows of its jobs.
-    perform from dispatcher.batch b where b.job_id in (retry.id, parent) for no key update;
-    if exists (select from dispatcher.batch b where b.job_id = retry.id) then
-        select array_agg(j.id order by j.id) into again from dispatcher.job j
-        where j.parent_id = retry.id and j.listed = 'troubled' and j.state in ('failed', 'canceled');
-        if again is null then
-            raise exception using errcode = 'DJ006', message = format(
-                'batch %s has no failed or canceled jobs that could be retried', retry.id);
-        end if;
-        parent := retry.id;
-    else
-        again := array[retry.id];
+    if job.is_batch or job.parent_id is not null then  -- the batch's lock comes first, before the rows of its jobs
+        perform from dispatcher.batch b where b.job_id in (retry.id, job.parent_id) for no key update;
     end if;
-    begin
-        with old as materialized (
-            select j.id, j.state from dispatcher.job j
-            where j.id = any(again) and j.state in ('failed', 'partial', 'canceled', 'scheduled') order by j.id for no key update
-        ), revived as (
-            update dispatcher.job j
-            set state = 'pending', run_at = now(), failures = 0, cancel_requested = false, timed_out = false,
-                started_at = null, finished_at = null, owner = null, progress = null, progress_message = null,
-                result = null, result_url = null
-            from old o where j.id = o.id
-            returning j.id, o.state
-        ), counted as (
-            update dispatcher.batch b
-            set partial = b.partial - n.partial, failed = b.failed - n.failed, canceled = b.canceled - n.canceled
-            from (select count(*) filter (where r.state = 'partial') as partial,
-                         count(*) filter (where r.state = 'failed') as failed,
-                         count(*) filter (where r.state = 'canceled') as canceled
-                  from revived r) n
-            where b.job_id = parent and n.partial + n.failed + n.canceled > 0
-        )
-        select array_agg(r.id), min(r.state) into again, was from revived r;
-    exception when unique_violation then
-        raise exception using errcode = 'DJ007', message = format(
-            'job %s cannot run again: another unfinished job has its unique key', retry.id);
-    end;
-    if again is null then
-        select j.state into was from dispatcher.job j where j.id = retry.id;
-        raise exception using errcode = 'DJ006', message = format(
-            'job %s is %s; only failed, partial, canceled and scheduled jobs can be retried', retry.id, was);
+    if job.is_batch then
+        again := array(select j.id from dispatcher.job j
+                       where j.parent_id = retry.id and j.listed = 'troubled' and j.state in ('failed', 'canceled'));
     end if;
-    perform dispatcher.block_again(again);
-    if parent is not null and was <> 'scheduled' then
-        perform dispatcher.reopen_batch(parent);
+    select r.revived, r.ended into done from dispatcher.revive(again) r;
+    if done.revived is null then
+        raise exception using errcode = 'DJ006', message = case when job.is_batch
+            then format('batch %s has no failed or canceled jobs that could be retried', retry.id)
+            else format('job %s is %s; only failed, partial, canceled and scheduled jobs can be retried', retry.id,
+                        (select j.state from dispatcher.job j where j.id = retry.id)) end;
+    end if;
+    if done.ended and (job.is_batch or job.parent_id is not null) then
+        perform dispatcher.reopen_batch(coalesce(job.parent_id, retry.id));
     end if;
     return (select j.state from dispatcher.job j where j.id = retry.id);
 end $$;

@@ -21,11 +21,11 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
         'enqueue', 'enqueue_unique', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel', 'retry']) f (name)
     union all
     select 'read', 'function', f.name, 'execute' from unnest(array[
-        'explain', 'count_ended', 'lease_lock', 'liveness_lock', 'holds_lock']) f (name)
+        'explain', 'count_ended', 'match_jobs', 'lease_lock', 'liveness_lock', 'holds_lock']) f (name)
     union all
     select 'operate', 'function', f.name, 'execute' from unnest(array[
         'pause', 'resume', 'set_limit', 'add_schedule', 'remove_schedule', 'pause_schedule', 'resume_schedule',
-        'trigger_schedule', 'retry_where', 'purge']) f (name)
+        'trigger_schedule', 'retry_where', 'retry_step', 'purge', 'purge_step']) f (name)
     union all
     select 'run', 'function', f.name, 'execute' from unnest(array['complete', 'checkpoint']) f (name)
     union all

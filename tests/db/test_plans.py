@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -67,8 +68,32 @@ AROUND = {
     "prune_jobs": {"batch_pkey", "batch_open", "dependency_after"},
 }
 
+# Those of the clients, whose sessions are as their owner left them.
+LISTS = {
+    "find_running_jobs": {"job_pkey"},
+    "find_pending_jobs": {"job_lane", "job_pkey"},
+    "find_scheduled_jobs": {"job_due"},
+    "find_blocked_jobs": {"job_pkey"},
+    "find_children": {"job_parent", "job_pkey"},
+    "list_jobs": {"job_pkey"},
+}
+ASKED = {
+    "type": "'quick'",
+    "tenant": "'tenant 1'",
+    "states": "'{failed}'",
+    "kind": "'timeout'",
+    "since": "'2020-01-01'",
+    "until": "'2040-01-01'",
+    "parent": "1",
+    "before": "9223372036854775807",
+    "limit": "50",
+    "examine": "20000",
+    "ids": "'{1,2,3}'",
+}
+NOTHING_MORE = dict.fromkeys(("type", "tenant", "kind", "since", "until"), "null")
 
-def plan(conn: Connection, name: str, argument: str = "null") -> str:
+
+def plan(conn: Connection, name: str, argument: str = "null", **given: str) -> str:
     """The plan of a statement, as the session makes it; a daemon's makes it without a look at the arguments."""
     names: list[str] = []
 
@@ -79,7 +104,7 @@ def plan(conn: Connection, name: str, argument: str = "null") -> str:
 
     text = re.sub(r"%\((\w+)\)s", number, statement(name).decode()).replace("%%", "%")
     conn.execute(f"prepare hot as {text}".encode(), prepare=False)
-    arguments = f"({', '.join([argument] * len(names))})" if names else ""
+    arguments = f"({', '.join(given.get(name, argument) for name in names)})" if names else ""
     rows = conn.execute(f"explain (costs off) execute hot{arguments}".encode(), prepare=False).fetchall()
     conn.execute("deallocate hot", prepare=False)
     return "\n".join(line for (line,) in rows)
@@ -142,6 +167,9 @@ def plans(database: str, pages: Pages) -> Plans:
             found.update({(stage, name): plan(daemon, name) for name in {**EXPECTED, **AROUND}})
         with psycopg.connect(database, autocommit=True) as client:
             pages.update({(stage, state): count for state, count in pages_to_explain(client).items()})
+            for name in LISTS:
+                found[stage, name] = plan(client, name, **ASKED)
+                found[stage, f"{name} of all"] = plan(client, name, **{**ASKED, **NOTHING_MORE})
 
     with psycopg.connect(database, autocommit=True) as conn:
         publish(conn)
@@ -212,6 +240,85 @@ def test_due_jobs_are_read_in_order(plans: Plans, stage: str, name: str) -> None
 def test_pages_of_the_walk_are_read_in_order(plans: Plans, stage: str) -> None:
     text = plans[stage, "prune_jobs"]
     assert "Sort" not in text[: text.index("using job_pkey")], text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("more", ["", " of all"])
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_read_by_index_in_any_session(plans: Plans, stage: str, name: str, more: str) -> None:
+    text = plans[stage, name + more]
+    if stage == STAGES[0]:  # any plan will do where there is nothing, and each page is planned anew
+        return
+    used = set(re.findall(r"Scan(?: Backward)? (?:using|on) (job_\w+)", text))
+    assert used == LISTS[name], text
+    for bad in ("Seq Scan on job", "Hash Join", "Merge Join", "Gather"):
+        assert bad not in text, text
+
+
+def reads(conn: Connection, statement: str, **params: Any) -> tuple[Any, dict[str, int]]:
+    """A statement's answer, and the rows of the job table that it read, by index, or by `job` without one."""
+    look = b"""
+        select 'job', seq_tup_read from pg_stat_xact_user_tables where relname = 'job'
+        union all
+        select s.indexrelname, pg_stat_get_xact_tuples_returned(s.indexrelid)
+        from pg_stat_user_indexes s where s.relname = 'job'
+    """
+    with conn.transaction():
+        before: dict[str, int] = dict(conn.execute(look).fetchall())
+        answer = conn.execute(statement.encode(), params).fetchone()
+        after: dict[str, int] = dict(conn.execute(look).fetchall())
+    # The planner itself looks at the ends of an index: that is no way to find jobs.
+    return answer, {name: after[name] - before[name] for name in after if after[name] - before[name] > 9}
+
+
+FIND: dict[str, Any] = dict.fromkeys(("type", "tenant", "states", "kind", "since", "until")) | {"before": 2**63 - 1}
+
+
+def test_walks_stop_where_they_may_and_failed_jobs_are_found_without_a_look_at_the_others(
+    plans: Plans, database: str
+) -> None:
+    find = statement("find_jobs").decode()
+    with psycopg.connect(database, autocommit=True) as client:
+        for _ in range(7):  # also once there is a plan for any arguments
+            (ids, following), rows = reads(client, find, **{**FIND, "limit": 50, "examine": 50_000})
+            assert len(ids) == 50
+            assert following == ids[-1]
+            assert rows.keys() == {"job_pkey"}
+            assert rows["job_pkey"] <= 200
+            asked = {**FIND, "states": ["failed", "canceled"], "limit": 50, "examine": 50_000}
+            (ids, following), rows = reads(client, find, **asked)
+            assert len(ids) == 50
+            assert rows.keys() == {"job_troubled"}
+            assert rows["job_troubled"] <= 200
+            (ids, following), rows = reads(client, find, **{**asked, "type": "none", "examine": 1000})
+            assert (ids, following is None) == ([], False)
+            assert rows == {"job_troubled": 2000}
+            answer, rows = reads(client, """select dispatcher.count_ended('{"type": "none"}')""")
+            assert answer == (0,)
+            assert rows.keys() == {"job_troubled"}
+            answer, rows = reads(client, """select * from dispatcher.retry_where('{"all": true, "limit": 100}')""")
+            assert answer == (100, 0)
+            assert rows["job_troubled"] <= 400
+            assert rows["job_pkey"] <= 4_000
+            assert rows.keys() <= {"job_troubled", "job_pkey", "job_lane"}
+            for state, index in (("failed", "job_troubled"), ("succeeded", "job_pkey")):
+                purge = f"""select * from dispatcher.purge('{{"state": "{state}", "limit": 100}}')"""
+                answer, rows = reads(client, purge)
+                assert answer == (100, 0)
+                assert rows.keys() <= {"job_troubled", "job_pkey"}
+                assert rows[index] <= 4_000
+
+
+def test_pending_jobs_are_found_by_jumps_from_turn_to_turn(plans: Plans, database: str) -> None:
+    """Pages touched, since entries of an index that are skipped one by one are not counted anywhere."""
+    find = b"explain (analyze, buffers, format json) " + statement("find_pending_jobs")
+    with psycopg.connect(database, autocommit=True) as client:
+        for more in ({}, {"type": "quick"}, {"tenant": "tenant 1"}, {"type": "quick", "tenant": "tenant 1"}):
+            for before in (2**63 - 1, 60):
+                row = client.execute(find, {**FIND, **more, "limit": 50, "examine": 50, "before": before}).fetchone()
+                assert row is not None
+                top = row[0][0]["Plan"]
+                assert top["Shared Hit Blocks"] + top["Shared Read Blocks"] <= 1_000, more
 
 
 def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:

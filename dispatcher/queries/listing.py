@@ -1,0 +1,81 @@
+"""Lists of jobs, page by page, as operations.
+
+Each page is found by whatever leads to such jobs quickly, and looks at a bounded number of rows: among millions of
+jobs that are not wanted a page may have few jobs, or none, although there are more behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Any
+
+from dispatcher.filters import MAX_ID, Wanted, checked_limit, find_by
+from dispatcher.job import JobInfo, Page
+from dispatcher.queries.jobs import job_info
+from dispatcher.queries.operation import Operation, Query
+
+PAGE = 1_000  # jobs at once for a longer list
+
+# Rows that a page looks at, at most: 20 to 100 ms.
+EXAMINE = {
+    "find_jobs": 50_000,
+    "find_blocked_jobs": 20_000,
+    "find_children": 5_000,
+    "find_scheduled_jobs": 100_000,
+}
+EXAMINE_PENDING = 5_000
+
+
+def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Page]:
+    """One page, of jobs with lower ids than `before`."""
+    checked_limit(limit)
+    params = yield from _params(wanted)
+    return (yield from _page(wanted, params, _bounded(before), limit))
+
+
+def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[list[JobInfo]]:
+    """The newest, over as many pages as it takes."""
+    checked_limit(limit, least=0)
+    params = yield from _params(wanted)
+    jobs: list[JobInfo] = []
+    following: int | None = _bounded(before)
+    while following is not None and len(jobs) < limit:
+        page = yield from _page(wanted, params, following, min(limit - len(jobs), PAGE))
+        jobs += page.jobs
+        following = page.next
+    return jobs
+
+
+def _page(wanted: Wanted, params: dict[str, Any], before: int, limit: int) -> Operation[Page]:
+    name = find_by(wanted)
+    ids, following = yield from _find(name, wanted, params, before, limit)
+    if ids is None:  # too many to sort: by the walk that finds any job
+        ids, following = yield from _find("find_jobs", wanted, params, before, limit)
+    rows = (yield Query("list_jobs", {"ids": ids, "states": params["states"]}, reads=True)) if ids else []
+    return Page([job_info(row) for row in rows], following)
+
+
+def _find(
+    name: str, wanted: Wanted, params: dict[str, Any], before: int, limit: int
+) -> Operation[tuple[list[int] | None, int | None]]:
+    examine = EXAMINE.get(name, EXAMINE_PENDING if wanted.narrow else limit)
+    bounds = {"before": before, "limit": limit, "examine": max(limit, examine)}
+    rows = yield Query(name, {**params, **bounds}, reads=True)
+    ids, following = rows[0]
+    return ids, following
+
+
+def _params(wanted: Wanted) -> Operation[dict[str, Any]]:
+    """As the statements take them. How long ago something was is counted once, from the database's time."""
+    params = asdict(wanted) | {"states": None if wanted.states is None else [state.value for state in wanted.states]}
+    if any(isinstance(params[name], float) for name in ("since", "until")):
+        now: datetime = (yield Query("get_time", reads=True))[0][0]
+        for name in ("since", "until"):
+            if isinstance(params[name], float):
+                params[name] = now - timedelta(seconds=params[name])
+    return params
+
+
+def _bounded(before: int | None) -> int:
+    return MAX_ID if before is None else max(0, min(before, MAX_ID))

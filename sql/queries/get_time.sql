@@ -1,0 +1,2 @@
+-- get_time: the database's.
+select now()
