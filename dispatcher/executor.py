@@ -103,6 +103,9 @@ class Executor:
     pool: str = "thread"
     description: str = ""
     hooks: Hooks | None = None
+    tenant_limit: int | None = None
+    rate: float | None = None
+    burst: int | None = None
 
     def schema(self) -> dict[str, Any] | None:
         """The payload's JSON Schema, or None where any object will do."""

@@ -220,7 +220,7 @@ class Heart:
         elif dispatch.awake:
             self._fall_asleep(conn)
         else:
-            self._wait(self._poll_interval_s, clear=False)
+            self._wait(dispatch.patience(self._poll_interval_s), clear=False)
             dispatch.read_again()
 
     def _fall_asleep(self, conn: Connection) -> None:
@@ -245,13 +245,13 @@ class Heart:
         """Gives back what the database believes we run and we do not: claims whose answer was lost."""
         self._look_at_own = False
         rows = claims.own_running(conn, self._replica)
-        unknown = {(id, attempt): type for id, attempt, type in rows if (id, attempt) not in self._inflight}
+        unknown = {(id, attempt): lane for id, attempt, lane in rows if (id, attempt) not in self._inflight}
         if unknown:
             given_back = claims.release_jobs(conn, self._replica, list(unknown))
             log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
             outcomes.wake_leader(conn, self._lease_number)
-            unknown = {key: type for key, type in unknown.items() if key not in given_back}
-        self._dispatch.unknown = Counter(unknown.values())  # somebody holds their rows locked: they count, and stay
+            unknown = {key: lane for key, lane in unknown.items() if key not in given_back}
+        self._dispatch.set_unknown(Counter(unknown.values()))  # somebody holds their rows locked: they count, and stay
         if unknown:
             self._look_at_own = True
 

@@ -61,6 +61,7 @@ class InFlight:
         self._lock = threading.Lock()
         self._all: dict[tuple[int, int], Execution] = {}
         self._by_type: Counter[str] = Counter()
+        self._by_tenant: Counter[tuple[str, str]] = Counter()
         self._by_claim: Counter[int] = Counter()
         self._empty_claims: list[int] = []
         self.executing: dict[tuple[int, int], Execution] = {}
@@ -72,6 +73,7 @@ class InFlight:
         with self._lock:
             self._all.update((execution.key, execution) for execution in executions)
             self._by_type.update(execution.claimed.type for execution in executions)
+            self._by_tenant.update((execution.claimed.type, execution.claimed.tenant) for execution in executions)
             self._by_claim.update(execution.claimed.claim for execution in executions)
 
     def remove(self, executions: Iterable[Execution]) -> None:
@@ -79,6 +81,11 @@ class InFlight:
         with self._lock:
             known = [execution for execution in executions if self._all.pop(execution.key, None) is not None]
             self._by_type.subtract(execution.claimed.type for execution in known)
+            tenants = Counter((execution.claimed.type, execution.claimed.tenant) for execution in known)
+            self._by_tenant.subtract(tenants)
+            for tenant in tenants:
+                if not self._by_tenant[tenant]:
+                    del self._by_tenant[tenant]  # there may be very many in the course of time
             claims = Counter(execution.claimed.claim for execution in known)
             self._by_claim.subtract(claims)
             for claim in claims:
@@ -110,6 +117,10 @@ class InFlight:
     def running(self, type: str) -> int:
         """How many of a type are in flight."""
         return self._by_type[type]
+
+    def running_of(self, type: str, tenant: str) -> int:
+        """How many of a type's tenant are in flight."""
+        return self._by_tenant[type, tenant]
 
     def counts(self) -> dict[str, int]:
         """How many are in flight, by type."""

@@ -100,6 +100,8 @@ class Metrics:
         )
         self.running = Gauge("dispatcher_running", "Jobs of the type that run on this replica.", ["type"], registry=r)
         self.limit = Gauge("dispatcher_limit", "How many of the type may run over the fleet.", ["type"], registry=r)
+        self.rate = Gauge("dispatcher_rate", "Starts a second that the type is allowed.", ["type"], registry=r)
+        self.paused = Gauge("dispatcher_paused", "1 while an operator has paused the type.", ["type"], registry=r)
         self.claim_seconds = Histogram("dispatcher_claim_seconds", "One claim.", buckets=SECONDS, registry=r)
         self.claim_size = Histogram("dispatcher_claim_batch_size", "Jobs in a claim.", buckets=SIZES, registry=r)
         self.settle_seconds = Histogram(

@@ -147,6 +147,7 @@ class Replica:
             pool=pool,
             before_run=lambda: self.heart.arm_fence(),  # noqa: PLW0108 - the heart is made below, and needs this
             metrics=metrics,
+            aging_s=s.priority_aging.total_seconds() or None,
         )
         self._dispatch.set_limits(s.limits)
         self.heart = Heart(
@@ -320,6 +321,8 @@ class Replica:
                 self._dispatch.heard()
                 self._stager.wake()
                 self._linker.wake()
+            case "control":
+                self._dispatch.heard_control()
             case "cancel":  # anybody may notify: the row says whether it is true
                 self.heart.look_for_cancels()
             case "resign" if not rest or rest.isdigit():

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     limits: Limits = Field(
         default_factory=dict, description="running jobs per type over the fleet; * is all types together"
     )
+    priority_aging: Duration = Field(
+        timedelta(0), description="a waiting job gains a point of priority each time it has waited this long; 0: never"
+    )
     executors: Names = Field(default_factory=list, description="modules with executors, besides installed entry points")
     types: Names = Field(default_factory=list, description="serve only these types, with a lease of their own")
     metrics_host: str = Field("127.0.0.1", description="where /metrics, /healthz and /readyz listen")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dispatcher.db import Connection
+from dispatcher.rules import Control, TypeTenant
 from dispatcher.sql import statement
 
 
 class Lane(NamedTuple):
-    """Jobs that queue behind one another: one type, one tenant."""
+    """Jobs that queue behind one another: one type, one tenant; with aging on also one priority."""
 
     type: str
     tenant: str
+    priority: int | None = None
 
 
 class Cursor(NamedTuple):
@@ -25,6 +27,16 @@ class Cursor(NamedTuple):
 
 
 START = Cursor(-32769, 0)
+LAST_PRIORITY = 32767
+
+
+class Take(NamedTuple):
+    """How much to claim of a lane, and from where on. `most` is what its type may have in all."""
+
+    lane: Lane
+    take: int
+    cursor: Cursor = START
+    most: int = 1_000_000
 
 
 class Claimed(NamedTuple):
@@ -47,10 +59,11 @@ class Claimed(NamedTuple):
 
 
 class FoundLane(NamedTuple):
-    """A lane, and its first job as (priority, id)."""
+    """A lane, its first job as (priority, id) with the priority that counts by now, and the cursor before it."""
 
     lane: Lane
-    head: tuple[int, int]
+    head: tuple[float, int]
+    start: Cursor = START
 
 
 def list_lanes(conn: Connection) -> list[FoundLane]:
@@ -59,53 +72,64 @@ def list_lanes(conn: Connection) -> list[FoundLane]:
     return [FoundLane(Lane(type, tenant), (priority, id)) for type, tenant, priority, id in rows]
 
 
-def share_lanes(
-    conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, room: int, depth: int
-) -> list[tuple[Lane, int]]:
-    """How many of each lane's first jobs come into the room, by priority, turn and age, at most `depth` of a lane.
+def list_aged_lanes(conn: Connection, aging_s: float) -> list[FoundLane]:
+    """The same with a lane for each priority, whose jobs gain a point for each `aging_s` that they wait."""
+    rows = conn.execute(statement("list_aged_lanes"), {"aging_s": aging_s})
+    return [
+        FoundLane(Lane(type, tenant, priority), (aged, id), Cursor(priority, 0))
+        for type, tenant, priority, id, aged in rows
+    ]
 
-    A type's lanes share its take.
-    """
-    rows = conn.execute(
-        statement("share_lanes"),
-        {
-            "types": [lane.type for lane, _, _ in takes],
-            "tenants": [lane.tenant for lane, _, _ in takes],
-            "takes": [take for _, take, _ in takes],
-            "after_priorities": [cursor.priority for _, _, cursor in takes],
-            "after_ids": [cursor.id for _, _, cursor in takes],
-            "room": room,
-            "depth": depth,
-        },
-    )
+
+def share_lanes(conn: Connection, takes: Sequence[Take], *, room: int, depth: int) -> list[tuple[Lane, int]]:
+    """How many of each lane's first jobs come into the room, by priority, turn and age, at most `depth` of a lane."""
+    params = _columns(takes) | {"mosts": [take.most for take in takes], "room": room, "depth": depth}
+    rows = conn.execute(statement("share_lanes"), params)
     return [(Lane(type, tenant), take) for type, tenant, take in rows]
 
 
-def claim_jobs(conn: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, owner: int, term: int) -> list[Claimed]:
+def share_aged_lanes(
+    conn: Connection, takes: Sequence[Take], *, room: int, depth: int, aging_s: float
+) -> list[tuple[Lane, int]]:
+    """The same by the priorities that jobs have by now."""
+    params = _columns(takes) | {"mosts": [take.most for take in takes], "room": room, "depth": depth}
+    rows = conn.execute(statement("share_aged_lanes"), params | _untils(takes) | {"aging_s": aging_s})
+    return [(Lane(type, tenant, priority), take) for type, tenant, priority, take in rows]
+
+
+def claim_jobs(conn: Connection, takes: Sequence[Take], *, owner: int, term: int) -> list[Claimed]:
     """Claims up to `take` jobs of each lane behind its cursor."""
-    rows = conn.execute(
-        statement("claim_jobs"),
-        {
-            "types": [lane.type for lane, _, _ in takes],
-            "tenants": [lane.tenant for lane, _, _ in takes],
-            "takes": [take for _, take, _ in takes],
-            "after_priorities": [cursor.priority for _, _, cursor in takes],
-            "after_ids": [cursor.id for _, _, cursor in takes],
-            "owner": owner,
-            "term": term,
-        },
-    ).fetchall()
-    return [Claimed._make(row) for row in rows]
+    params = _columns(takes) | _untils(takes) | {"owner": owner, "term": term}
+    return [Claimed._make(row) for row in conn.execute(statement("claim_jobs"), params).fetchall()]
 
 
-def count_running(conn: Connection, owner: int) -> dict[str, int]:
-    """Running jobs per type of everybody but this owner."""
-    return dict(conn.execute(statement("count_running"), {"owner": owner}).fetchall())
+def list_controls(conn: Connection) -> list[Control]:
+    """What operators said about types."""
+    return [Control._make(row) for row in conn.execute(statement("list_controls"))]
 
 
-def own_running(conn: Connection, owner: int) -> list[tuple[int, int, str]]:
-    """(id, attempt, type) of what the database believes this owner to run."""
-    return conn.execute(statement("own_running"), {"owner": owner}).fetchall()
+def note_bounds(conn: Connection, *, lease: int, replica: int, max_running: int | None, threads: int) -> None:
+    """Shows what this leader goes by."""
+    params = {"lease": lease, "replica": replica, "max_running": max_running, "threads": threads}
+    conn.execute(statement("note_bounds"), params)
+
+
+def note_throttle(conn: Connection, seconds: Mapping[str, float]) -> None:
+    """Shows for how long rates hold types back."""
+    params = {"types": list(seconds), "seconds": list(seconds.values())}
+    conn.execute(statement("note_throttle"), params)
+
+
+def count_running(conn: Connection, owner: int) -> dict[TypeTenant, int]:
+    """Running jobs per type and tenant of everybody but this owner."""
+    rows = conn.execute(statement("count_running"), {"owner": owner})
+    return {(type, tenant): count for type, tenant, count in rows}
+
+
+def own_running(conn: Connection, owner: int) -> list[tuple[int, int, TypeTenant]]:
+    """(id, attempt, (type, tenant)) of what the database believes this owner to run."""
+    rows = conn.execute(statement("own_running"), {"owner": owner})
+    return [(id, attempt, (type, tenant)) for id, attempt, type, tenant in rows]
 
 
 def release_jobs(conn: Connection, owner: int, attempts: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -115,3 +139,17 @@ def release_jobs(conn: Connection, owner: int, attempts: Sequence[tuple[int, int
         {"owner": owner, "ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
     )
     return {(id, attempt) for id, attempt in rows}
+
+
+def _columns(takes: Sequence[Take]) -> dict[str, list[Any]]:
+    return {
+        "types": [take.lane.type for take in takes],
+        "tenants": [take.lane.tenant for take in takes],
+        "takes": [take.take for take in takes],
+        "after_priorities": [take.cursor.priority for take in takes],
+        "after_ids": [take.cursor.id for take in takes],
+    }
+
+
+def _untils(takes: Sequence[Take]) -> dict[str, list[int]]:
+    return {"until_priorities": [LAST_PRIORITY if (p := take.lane.priority) is None else p for take in takes]}

@@ -1,11 +1,7 @@
 """The leader's claims: what is pending goes to the pool, within every limit.
 
-A round claims from every lane that has a job and a free slot. Within a burst a lane is read on from the last job
-claimed, past the index entries of jobs that are gone (a cursor); after a short while it is read from its start again,
-so that a job that committed late, was retried or has a better priority is hidden no longer than that.
-
-Limits are counted from two sources that only this process changes or that only shrink: what is in flight here, and
-the rows that run elsewhere (other replicas do not claim while we hold the lease).
+A round claims from every lane that has a job and a free slot: lanes.py says whose turn it is, capacity.py how many
+may run.
 """
 
 from __future__ import annotations
@@ -14,30 +10,33 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import islice
+from contextlib import suppress
 from typing import Protocol
 
 import psycopg
 
+from dispatcher.capacity import Capacity
 from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.inflight import Execution, InFlight
+from dispatcher.lanes import Lanes
 from dispatcher.metrics import Metrics
 from dispatcher.queries import claims, lease
-from dispatcher.queries.claims import START, Claimed, Cursor, Lane
+from dispatcher.queries.claims import Claimed, Take
+from dispatcher.rules import TypeTenant
 
 MAX_CLAIM = 1000  # jobs in one statement: larger ones gain nothing and delay the heartbeat
-MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
-MAX_SHARED = 20_000  # rows read to share the room among lanes
 MAX_STEP_S = 0.2  # a round ends after this, so that the lease session beats in time
 MAX_CLAIM_CHARS = 16_000_000  # of payloads, by what is typical: a claim must end well within the lease
 MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
 MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
 AHEAD_S = 0.05  # claim ahead what the pool starts in this time
 NUDGE_EVERY_S = 0.002
-READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
 BURST_S = 0.01  # claims that follow within this are a burst: worth taking the awake lock
-READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
+RECOUNT_S = 0.1  # what runs elsewhere is counted again after this
+CONTROL_S = 5.0  # what operators say is read again after this, should a notification have been lost
+THROTTLE_S = 1.0  # how often people are shown what a rate holds back
+GATHER_S = 0.005  # a fast rate's tokens gather so long: a round for each would cost more than the jobs
 
 
 class Pool(Protocol):
@@ -78,6 +77,7 @@ class Dispatch:
         pool: Pool,
         before_run: Callable[[], None],
         metrics: Metrics,
+        aging_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replica = replica
@@ -88,19 +88,15 @@ class Dispatch:
         self._before_run = before_run
         self._metrics = metrics
         self._clock = clock
-        self._limits: Mapping[str, int] = {}
+        self._capacity = Capacity(registry=registry, inflight=inflight)
+        self._lanes = Lanes(registry=registry, capacity=self._capacity, aging_s=aging_s, clock=clock)
         self._term = 0
-        self._elsewhere: dict[str, int] = {}
-        self._elsewhere_due = 0.0
-        self._lanes: dict[Lane, Cursor] = {}  # in the order in which they get their turn
-        self._round = 0
-        self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
-        self._read_again_at = 0.0
+        self._recount_due = 0.0
+        self._control_due = 0.0
+        self._throttle_due = 0.0
         self._claimed_at = 0.0
         self._cut_short = False
         self._typical_chars = 1.0  # of a payload in the latest claim
-        self.unknown: Mapping[str, int] = {}
-        """Rows by type that say they run here although nothing does, and that could not be given back yet."""
         self.woken = threading.Event()
         """Set by whoever knows of work or of a free slot."""
         self.awake = False
@@ -113,58 +109,70 @@ class Dispatch:
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
         """Limits from the settings: by type, `*` over all; they override the executors' own."""
-        self._limits = dict(limits)
-        for spec in self._registry:
-            if (limit := self.limit(spec.type)) is not None:
-                self._metrics.limit.labels(spec.type).set(limit)
+        self._capacity.set_limits(limits)
+        self._show_rules()
+        self._control_due = 0.0
         self.woken.set()
 
-    def limit(self, type: str) -> int | None:
-        """How many of a type may run at once over the fleet; None for no limit."""
-        if type in self._limits:
-            return self._limits[type]
-        spec = self._registry.get(type)
-        return None if spec is None else spec.limit
+    def set_unknown(self, running: Mapping[TypeTenant, int]) -> None:
+        """Rows that say they run here although nothing does, and that could not be given back yet."""
+        self._capacity.set_unknown(running)
 
     def begin(self, conn: Connection, term: int) -> None:
-        """Starts a term: forgets everything, and counts what runs elsewhere from the rows."""
+        """Starts a term: forgets everything, reads what operators say, counts what runs elsewhere from the rows."""
         self._term, self.awake, self._awake_lock_held = term, False, False
         self._lanes.clear()
-        self._read_again_at = 0.0
+        self._capacity.begin()
+        self._read_controls(conn)
+        self._show_rules()
         self._count_elsewhere(conn)
 
     def heard(self) -> None:
         """A notification: somebody enqueued, or a slot became free elsewhere."""
-        self._elsewhere_due = 0.0
+        self._recount_due = 0.0
+        self.woken.set()
+
+    def heard_control(self) -> None:
+        """A notification: an operator changed a rule."""
+        self._control_due = 0.0
         self.woken.set()
 
     def recount(self) -> None:
         """What runs elsewhere has changed: count it before the next claim."""
-        self._elsewhere_due = 0.0
-        self._read_again_at = 0.0
+        self._recount_due = self._control_due = 0.0
+        self._lanes.read_again()
         self.woken.set()
 
     def step(self, conn: Connection) -> int:
         """One round; returns how many jobs it claimed."""
         now = self._clock()
         self.looked_everywhere = self.busy = self._cut_short = False
-        if self._elsewhere and now >= self._elsewhere_due:
+        if now >= self._control_due:
+            self._read_controls(conn)
+        if self._capacity.shared and now >= self._recount_due:
             self._count_elsewhere(conn)
         room = self.room()
         if room <= 0:
             return 0
-        self.looked_everywhere = now >= self._read_again_at or not self._lanes
+        self.looked_everywhere = self._lanes.due()
         if self.looked_everywhere:
-            self._read_lanes(conn)
+            self._lanes.read(conn)
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
         room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
-        while takes := self._takes(conn, room):
+        while takes := self._lanes.takes(conn, room=room, threads=self._free_threads()):
             if claimed := self._claim(conn, takes):
                 return claimed
             if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
                 self.looked_everywhere, self._cut_short = False, True
                 break
+        if self._lanes.held and now >= self._throttle_due:
+            self._throttle_due = now + THROTTLE_S
+            claims.note_throttle(conn, {type: max(wait, 2 * THROTTLE_S) for type, wait in self._lanes.held.items()})
         return 0
+
+    def patience(self, longest_s: float) -> float:
+        """How long the leader may wait without a look: until a rate lets a job start that waits for nothing else."""
+        return min([longest_s, *(max(GATHER_S, wait) for wait in self._lanes.held.values())])
 
     def room(self) -> int:
         """How many jobs may be claimed now: as many as threads are free, and some ahead where the pool is quick."""
@@ -174,11 +182,7 @@ class Dispatch:
         room = min(
             self._pool.threads - len(self._inflight.executing) + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight)
         )
-        overall = self._limits.get("*")
-        if overall is not None:
-            elsewhere = sum(self._elsewhere.values()) + sum(self.unknown.values())
-            room = min(room, overall - len(self._inflight) - elsewhere)
-        return room
+        return min(room, self._capacity.left())
 
     def rest(self, timeout_s: float) -> None:
         """Waits until woken; sees to it meanwhile that what waits in the pool is taken by a thread, if one is free."""
@@ -193,7 +197,7 @@ class Dispatch:
         """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
         if self._pool.stalled():
             self.return_waiting(conn)
-            self._read_again_at = 0.0
+            self._lanes.read_again()
 
     def return_waiting(self, conn: Connection) -> int:
         """Gives back what no thread has taken yet; how many jobs."""
@@ -240,54 +244,40 @@ class Dispatch:
     def read_again(self) -> None:
         """The next round reads every lane from its start, unless the latest one was cut short."""
         if not self._cut_short:
-            self._read_again_at = 0.0
+            self._lanes.read_again()
+
+    def _free_threads(self) -> int:
+        return self._pool.threads - len(self._inflight.executing) - self._pool.waiting
 
     def _count_elsewhere(self, conn: Connection) -> None:
-        self._elsewhere_due = self._clock() + READ_AGAIN_S  # before: what is heard meanwhile must not be overwritten
-        self._elsewhere = claims.count_running(conn, self._replica)
+        self._recount_due = self._clock() + RECOUNT_S  # before: what is heard meanwhile must not be overwritten
+        self._capacity.set_elsewhere(claims.count_running(conn, self._replica))
 
-    def _free(self, type: str) -> int:
-        limit = self.limit(type)
-        if limit is None:
-            return MAX_CLAIM
-        return limit - self._inflight.running(type) - self._elsewhere.get(type, 0) - self.unknown.get(type, 0)
+    def _read_controls(self, conn: Connection) -> None:
+        self._control_due = self._clock() + CONTROL_S  # before, as above
+        claims.note_bounds(
+            conn,
+            lease=self._lease_number,
+            replica=self._replica,
+            max_running=self._capacity.overall,
+            threads=self._pool.threads,
+        )
+        if self._capacity.set_controls(claims.list_controls(conn)):
+            self._show_rules()
+            self.return_waiting(conn)  # what was claimed ahead by other rules
+            self._lanes.read_again()
 
-    def _read_lanes(self, conn: Connection) -> None:
-        began = self._clock()
-        lanes = claims.list_lanes(conn)
-        served = {found.lane: self._served.get(found.lane, 0) for found in lanes}
-        self._served = {lane: turn for lane, turn in served.items() if turn}
-        # By priority, then who has waited longest for a turn, then age.
-        lanes.sort(key=lambda found: (found.head[0], served[found.lane], found.head[1]))
-        self._lanes = {found.lane: START for found in lanes if self._registry.get(found.lane.type) is not None}
-        took = self._clock() - began
-        self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
+    def _show_rules(self) -> None:
+        for type, rule in self._capacity.rules.items():
+            for gauge, value in ((self._metrics.limit, rule.limit), (self._metrics.rate, rule.rate)):
+                if value is not None:
+                    gauge.labels(type).set(value)
+                else:
+                    with suppress(KeyError):
+                        gauge.remove(type)
+            self._metrics.paused.labels(type).set(rule.paused)
 
-    def _takes(self, conn: Connection, room: int) -> list[tuple[Lane, int, Cursor]]:
-        """What to claim of which lane; empty where no lane has a job and a free slot."""
-        while takes := self._candidates(room):
-            free = {lane.type: self._free(lane.type) for lane, _, _ in takes}
-            asked: Counter[str] = Counter()
-            for lane, take, _ in takes:
-                asked[lane.type] += take
-            enough = asked.total() <= room and all(asked[type] <= free[type] for type in asked)
-            if enough or len(takes) == 1:
-                return takes
-            shares = claims.share_lanes(conn, takes, room=room, depth=max(2, MAX_SHARED // len(takes)))
-            if shares:
-                return [(lane, take, self._lanes[lane]) for lane, take in shares]
-            for lane, _, _ in takes:  # nothing behind their cursors any more
-                self._lanes.pop(lane, None)
-        return []
-
-    def _candidates(self, room: int) -> list[tuple[Lane, int, Cursor]]:
-        """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
-        free = {type: self._free(type) for type in {lane.type for lane in self._lanes}}
-        open_lanes = ((lane, cursor) for lane, cursor in self._lanes.items() if free[lane.type] > 0)
-        considered = islice(open_lanes, max(MIN_LANES, LANES_PER_ROOM * room))
-        return [(lane, min(room, free[lane.type]), cursor) for lane, cursor in considered]
-
-    def _claim(self, conn: Connection, takes: list[tuple[Lane, int, Cursor]]) -> int:
+    def _claim(self, conn: Connection, takes: list[Take]) -> int:
         began = self._clock()
         try:
             rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
@@ -296,26 +286,15 @@ class Dispatch:
             self._typical_chars = max(16 * self._typical_chars, MAX_CLAIM_CHARS / 64)
             raise
         claimed_at = self._clock()
-        self._advance(takes, rows)
+        self._lanes.advance(takes, rows)
         if rows:
+            self._capacity.started(Counter(row.type for row in rows), claimed_at)
             self._typical_chars = max(1.0, sum(len(row.payload) for row in rows) / len(rows))
             self.busy, self._claimed_at = began - self._claimed_at < BURST_S, claimed_at
             self._metrics.claim_seconds.observe(claimed_at - began)
             self._metrics.claim_size.observe(len(rows))
             self._hand_over(rows, claimed_at)
         return len(rows)
-
-    def _advance(self, takes: list[tuple[Lane, int, Cursor]], rows: list[Claimed]) -> None:
-        """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
-        self._round += 1
-        got = Counter((row.type, row.tenant) for row in rows)
-        last = {(row.type, row.tenant): row for row in rows}  # rows come by priority and id
-        for lane, take, _ in takes:
-            self._lanes.pop(lane, None)
-            if got[lane]:
-                self._served[lane] = self._round
-            if got[lane] == take:  # goes to the end: the others take their turn
-                self._lanes[lane] = Cursor(last[lane].priority, last[lane].id)
 
     def _hand_over(self, rows: list[Claimed], claimed_at: float) -> None:
         specs = {type: spec for type in {row.type for row in rows} if (spec := self._registry.get(type)) is not None}

@@ -16,7 +16,7 @@ from dispatcher.job import JobInfo
 from dispatcher.metrics import Metrics
 from dispatcher.options import Options
 from dispatcher.queries import claims, replicas, upkeep
-from dispatcher.queries.claims import START
+from dispatcher.queries.claims import Take
 from dispatcher.runtime import JobRuntime
 from dispatcher.services.completer import Completer
 from dispatcher.services.linker import Linker
@@ -138,7 +138,7 @@ class Queue:
             spec = self.registry.get(found.lane.type)
             if spec is None:
                 continue
-            for claimed in claims.claim_jobs(self._conn, [(found.lane, 1, START)], owner=OWNER, term=0):
+            for claimed in claims.claim_jobs(self._conn, [Take(found.lane, 1)], owner=OWNER, term=0):
                 execution = Execution(claimed, spec, 0.0)
                 self._inflight.add([execution])
                 return execution

@@ -3,12 +3,14 @@
 -- past the index entries of jobs claimed before, which no vacuum removes while anyone's transaction stays open.
 with lane as materialized (
     select * from unnest(%(types)s::text[], %(tenants)s::text[], %(takes)s::integer[], %(after_priorities)s::integer[],
-                         %(after_ids)s::bigint[]) as l (type, tenant, take, after_priority, after_id)
+                         %(after_ids)s::bigint[], %(until_priorities)s::integer[])
+        as l (type, tenant, take, after_priority, after_id, until_priority)
 ), front as materialized (
     select j.id
     from lane l cross join lateral (
         select j.id from dispatcher.job j
         where j.listed = 'pending' and j.type = l.type and j.tenant = l.tenant and (j.priority, j.id) > (l.after_priority, l.after_id)
+          and j.priority <= l.until_priority
         order by j.priority, j.id limit l.take
         for no key update skip locked) j
 ), taken as (

@@ -1,10 +1,11 @@
--- share_lanes: when the lanes hold more than there is room for, how many of each lane's first jobs come into the room.
--- Order: priority, then turn (each lane's n-th job before any lane's n+1-th), then age.
+-- share_lanes: when the lanes hold more than there is room for, how many of each lane's first jobs come into the room, of a lane at
+-- most its `take`, of a type at most its `most`. Order: priority, then turn (each lane's n-th job before any lane's n+1-th), then age.
 with lane as materialized (
-    select * from unnest(%(types)s::text[], %(tenants)s::text[], %(takes)s::integer[], %(after_priorities)s::integer[],
-                         %(after_ids)s::bigint[]) as l (type, tenant, take, after_priority, after_id)
+    select * from unnest(%(types)s::text[], %(tenants)s::text[], %(takes)s::integer[], %(mosts)s::integer[],
+                         %(after_priorities)s::integer[], %(after_ids)s::bigint[])
+        as l (type, tenant, take, most, after_priority, after_id)
 ), front as materialized (
-    select l.type, l.tenant, l.take, j.priority, j.id,
+    select l.type, l.tenant, l.most, j.priority, j.id,
            row_number() over (partition by l.type, l.tenant, j.priority order by j.id) as turn
     from lane l cross join lateral (
         select j.priority, j.id from dispatcher.job j
@@ -13,6 +14,6 @@ with lane as materialized (
 ), within_type as (
     select f.*, row_number() over (partition by f.type order by f.priority, f.turn, f.id) as place from front f
 ), chosen as (
-    select w.type, w.tenant from within_type w where w.place <= w.take order by w.priority, w.turn, w.id limit %(room)s
+    select w.type, w.tenant from within_type w where w.place <= w.most order by w.priority, w.turn, w.id limit %(room)s
 )
 select type, tenant, count(*)::integer as take from chosen group by type, tenant

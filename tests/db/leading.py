@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dispatcher.db import Connection
 from dispatcher.executor import Executor, Registry
 from dispatcher.inflight import Execution, InFlight
@@ -41,19 +43,29 @@ class Collector:
 class Leading:
     """A dispatch in its term, with a clock that a test turns; what it claims executes at once, until a test ends it."""
 
-    def __init__(self, conn: Connection, *, threads: int = 100, owner: int = OWNER) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        *,
+        threads: int = 100,
+        owner: int = OWNER,
+        aging_s: float | None = None,
+        executors: Sequence[Executor] = (A, B, LIMITED),
+    ) -> None:
         self.conn = conn
         self.pool = Collector(threads)
         self.inflight = InFlight()
         self.now = 1000.0
+        self.metrics = Metrics()
         self.dispatch = Dispatch(
             replica=owner,
             lease_number=1,
-            registry=Registry([A, B, LIMITED]),
+            registry=Registry(executors),
             inflight=self.inflight,
             pool=self.pool,
             before_run=lambda: None,
-            metrics=Metrics(),
+            metrics=self.metrics,
+            aging_s=aging_s,
             clock=lambda: self.now,
         )
         self.dispatch.begin(conn, TERM)

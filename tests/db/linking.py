@@ -13,7 +13,7 @@ from dispatcher.job import State
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import claims, outcomes
-from dispatcher.queries.claims import START, Claimed, Lane
+from dispatcher.queries.claims import Claimed, Lane, Take
 from dispatcher.services.linker import Linker
 from tests.db.running import OWNER, TERM, as_job, session, value
 
@@ -47,7 +47,7 @@ class Linking:
 
     def claim(self, type: str = "quick", *, tenant: str = "", take: int = 1000) -> dict[int, Claimed]:
         lane = Lane(type, tenant)
-        return {row.id: row for row in claims.claim_jobs(self.conn, [(lane, take, START)], owner=OWNER, term=TERM)}
+        return {row.id: row for row in claims.claim_jobs(self.conn, [Take(lane, take)], owner=OWNER, term=TERM)}
 
     def end(self, claimed: Claimed, state: State = State.SUCCEEDED, result: Any = None) -> None:
         """Settles one attempt."""

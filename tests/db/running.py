@@ -18,7 +18,7 @@ from dispatcher.job import Job
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import Outcome
 from dispatcher.queries import claims
-from dispatcher.queries.claims import START, Claimed, Lane
+from dispatcher.queries.claims import Claimed, Lane, Take
 from dispatcher.queries.replicas import publish_types
 from dispatcher.services.completer import Completer
 
@@ -81,7 +81,7 @@ def claim(
     conn: Connection, type: str = "quick", *, take: int = 1000, tenant: str = "", owner: int = OWNER
 ) -> list[Claimed]:
     """Claims from one lane."""
-    return claims.claim_jobs(conn, [(Lane(type, tenant), take, START)], owner=owner, term=TERM)
+    return claims.claim_jobs(conn, [Take(Lane(type, tenant), take)], owner=owner, term=TERM)
 
 
 def execution(claimed: Claimed, outcome: Outcome | None = None, spec: Executor = QUICK) -> Execution:

@@ -8,7 +8,7 @@ from dispatcher.executor import Executor, Registry
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.metrics import Metrics
 from dispatcher.queries import claims
-from dispatcher.queries.claims import START, Lane
+from dispatcher.queries.claims import Lane, Take
 from dispatcher.services.dispatch import Dispatch
 from tests.db.contenders import register
 
@@ -64,7 +64,7 @@ def test_jobs_whose_return_was_not_answered_are_not_run_here(conn: Connection, m
         before_run=lambda: None,
         metrics=Metrics(),
     )
-    rows = claims.claim_jobs(conn, [(Lane("import", ""), 3, START)], owner=replica, term=1)
+    rows = claims.claim_jobs(conn, [Take(Lane("import", ""), 3)], owner=replica, term=1)
     executions = [Execution(row, SPEC, 0.0) for row in rows]
     inflight.add(executions)
     pool.submit(executions)

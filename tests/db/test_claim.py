@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from dispatcher import lanes as lanes_module
 from dispatcher.db import Connection
 from dispatcher.executor import Executor
 from dispatcher.queries import claims
@@ -162,7 +163,7 @@ def test_cursor_hides_nothing_for_longer_than_its_bound(dsn: str, conn: Connecti
     leading.pool.threads = 1
     assert leading.round() == [ids[2]]  # within the burst the cursor may pass it by
     leading.end([ids[2]])
-    leading.now += dispatch_module.READ_AGAIN_S * 1.01  # here no time passes by itself, so a read takes none
+    leading.now += lanes_module.READ_AGAIN_S * 1.01  # here no time passes by itself, so a read takes none
     assert leading.round() == [hidden]
 
 
@@ -256,7 +257,7 @@ def test_rows_that_run_elsewhere_are_counted(conn: Connection, lease: Connection
     leading.dispatch.heard()  # the old one notifies as it settles
     assert len(leading.rounds()) == 1
     conn.execute("update dispatcher.job set state = 'failed' where id = %s", (old[1].id,))
-    leading.now += dispatch_module.READ_AGAIN_S * 1.01  # without a word, it is counted again soon
+    leading.now += dispatch_module.RECOUNT_S * 1.01  # without a word, it is counted again soon
     assert len(leading.rounds()) == 1
     assert running(conn)["limited"] == 3
     leading.now += 1
@@ -339,7 +340,7 @@ def test_only_the_owner_s_own_rows_are_given_back(conn: Connection, lease: Conne
     ids = [enqueue(conn, "a") for _ in range(3)]
     first, second, third = claim(lease, "a")
     conn.execute("update dispatcher.job set owner = 2, attempt = 2 where id = %s", (ids[1],))
-    assert claims.own_running(lease, OWNER) == [(ids[0], 1, "a"), (ids[2], 1, "a")]
+    assert claims.own_running(lease, OWNER) == [(ids[0], 1, ("a", "")), (ids[2], 1, ("a", ""))]
     keys = [(c.id, c.attempt) for c in (first, second, third)]
     assert claims.release_jobs(lease, OWNER, keys) == {keys[0], keys[2]}
     assert [state(conn, id) for id in ids] == ["pending", "running", "pending"]

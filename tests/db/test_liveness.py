@@ -7,7 +7,7 @@ import pytest
 from dispatcher import fence
 from dispatcher.db import Connection
 from dispatcher.queries import claims, replicas
-from dispatcher.queries.claims import START, Lane
+from dispatcher.queries.claims import Lane, Take
 from dispatcher.services.lease import ReplicaGone
 from tests.db.contenders import backend, beat, closed, contender, gone, register
 
@@ -126,7 +126,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_living_owner_and_given_ba
         assert lease.connect()
         assert lease.contend()
         assert lease.conn is not None
-        took = claims.claim_jobs(lease.conn, [(Lane("import", ""), 3, START)], owner=replica, term=1)
+        took = claims.claim_jobs(lease.conn, [Take(Lane("import", ""), 3)], owner=replica, term=1)
         assert [claimed.id for claimed in took] == ids
         lease.drop()  # as if nobody had read the answer
         assert lease.connect() or lease.connect()
@@ -146,7 +146,7 @@ def test_a_claim_cannot_commit_once_its_session_is_ended(dsn: str, conn: Connect
         assert lease.connect()
         assert lease.conn is not None
         lease.conn.execute("begin")
-        claims.claim_jobs(lease.conn, [(Lane("import", ""), 1, START)], owner=replica, term=1)
+        claims.claim_jobs(lease.conn, [Take(Lane("import", ""), 1)], owner=replica, term=1)
         assert not anew.connect()  # ends the session before it
         assert anew.connect() or anew.connect()
         assert anew.conn is not None
@@ -161,7 +161,7 @@ def test_a_job_canceled_while_its_claim_was_lost_is_canceled_not_run_again(dsn: 
     with contender(dsn, replica) as lease:
         assert lease.connect()
         assert lease.conn is not None
-        claims.claim_jobs(lease.conn, [(Lane("import", ""), 1, START)], owner=replica, term=1)
+        claims.claim_jobs(lease.conn, [Take(Lane("import", ""), 1)], owner=replica, term=1)
         assert conn.execute("select dispatcher.cancel(%s)", [id]).fetchone() == ("running",)
         claims.release_jobs(lease.conn, replica, [(id, 1)])
     assert conn.execute("select state from dispatcher.job").fetchone() == ("canceled",)

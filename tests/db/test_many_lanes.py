@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from dispatcher.db import Connection
+from dispatcher.lanes import MAX_SHARED, MIN_LANES
 from dispatcher.queries import claims
-from dispatcher.queries.claims import Cursor, Lane
-from dispatcher.services.dispatch import MAX_SHARED, MIN_LANES
+from dispatcher.queries.claims import Lane, Take
 from tests.db.leading import A, Leading
 from tests.db.running import open_transaction, publish, session, value
 
@@ -97,11 +97,9 @@ def test_a_round_considers_few_of_many_tenants(
     fill(conn, BY_TURNS)
     lanes, rows, share = [], [], claims.share_lanes
 
-    def measure(
-        own: Connection, takes: Sequence[tuple[Lane, int, Cursor]], *, room: int, depth: int
-    ) -> list[tuple[Lane, int]]:
+    def measure(own: Connection, takes: Sequence[Take], *, room: int, depth: int) -> list[tuple[Lane, int]]:
         lanes.append(len(takes))
-        rows.append(sum(min(take, room, depth) for _, take, _ in takes))
+        rows.append(sum(min(one.take, room, depth) for one in takes))
         return share(own, takes, room=room, depth=depth)
 
     monkeypatch.setattr(claims, "share_lanes", measure)

@@ -28,6 +28,8 @@ EXPECTED = {
     "claim_jobs": {"job_lane", "job_pkey"},
     "list_lanes": {"job_lane"},
     "share_lanes": {"job_lane"},
+    "list_aged_lanes": {"job_lane"},
+    "share_aged_lanes": {"job_lane"},
     "finish_jobs": {"job_pkey"},
     "finish_free_jobs": {"job_pkey"},
     "reschedule_jobs": {"job_pkey"},
@@ -217,7 +219,7 @@ def test_batches_dependencies_and_marks_are_found_by_index(plans: Plans, stage: 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["claim_jobs", "share_lanes"])
+@pytest.mark.parametrize("name", ["claim_jobs", "share_lanes", "share_aged_lanes"])
 def test_a_lane_is_read_from_the_cursor_on_and_already_in_order(plans: Plans, stage: str, name: str) -> None:
     text = plans[stage, name]
     scan = text.index("using job_lane")

@@ -22,6 +22,8 @@ PROMISED = {
     "dispatcher_oldest_pending_seconds": ("gauge", ("type",)),
     "dispatcher_running": ("gauge", ("type",)),
     "dispatcher_limit": ("gauge", ("type",)),
+    "dispatcher_rate": ("gauge", ("type",)),
+    "dispatcher_paused": ("gauge", ("type",)),
     "dispatcher_jobs_finished_total": ("counter", ("type", "state")),
     "dispatcher_job_retries_total": ("counter", ("type",)),
     "dispatcher_job_duration_seconds": ("histogram", ("type",)),
@@ -55,7 +57,7 @@ def metrics() -> Metrics:
             metrics.jobs.duration[type].observe(seconds)
             metrics.jobs.wait[type].observe(seconds)
         metrics.by_state.labels(type, "pending").set(5)
-        for gauge in (metrics.oldest, metrics.running, metrics.limit):
+        for gauge in (metrics.oldest, metrics.running, metrics.limit, metrics.rate, metrics.paused):
             gauge.labels(type).set(1)
         metrics.timed_out.labels(type).inc()
     metrics.rescued.labels("dead").inc()

@@ -76,6 +76,8 @@ def test_every_metric_is_listed_with_its_labels() -> None:
         metrics.oldest,
         metrics.running,
         metrics.limit,
+        metrics.rate,
+        metrics.paused,
         metrics.rescued,
         metrics.timed_out,
         metrics.batches_ended,

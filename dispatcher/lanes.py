@@ -1,0 +1,140 @@
+"""Lanes: whose turn it is. Where pending jobs queue, from where each queue is read on, and how much to take of which.
+
+Within a burst a lane is read on from the last job claimed, past the index entries of jobs that are gone (a cursor);
+after a short while it is read from its start again, so that a job that committed late, was retried or has a better
+priority is hidden no longer than that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+
+from dispatcher.capacity import Capacity
+from dispatcher.db import Connection
+from dispatcher.executor import Registry
+from dispatcher.queries import claims
+from dispatcher.queries.claims import Claimed, Cursor, Lane, Take
+
+MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
+MAX_SHARED = 20_000  # rows read to share the room among lanes
+READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
+READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
+
+
+class Lanes:
+    """The lanes that may have a job, in the order in which they get their turn. `aging_s`: None for no aging."""
+
+    def __init__(
+        self, *, registry: Registry, capacity: Capacity, aging_s: float | None, clock: Callable[[], float]
+    ) -> None:
+        self._registry = registry
+        self._capacity = capacity
+        self._aging_s = aging_s
+        self._clock = clock
+        self._lanes: dict[Lane, Cursor] = {}
+        self._round = 0
+        self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
+        self._read_again_at = 0.0
+        self.held: dict[str, float] = {}
+        """Types with a job and a free slot that only their rate holds back: seconds until it lets one start."""
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._lanes.clear()
+        self.held = {}
+        self._read_again_at = 0.0
+
+    def read_again(self) -> None:
+        """Every lane is read from its start in the next round."""
+        self._read_again_at = 0.0
+
+    def due(self) -> bool:
+        """Whether to read them from their start now."""
+        return self._clock() >= self._read_again_at or not self._lanes
+
+    def read(self, conn: Connection) -> None:
+        """Finds every lane with a pending job."""
+        began = self._clock()
+        found = claims.list_lanes(conn) if self._aging_s is None else claims.list_aged_lanes(conn, self._aging_s)
+        served = {one.lane: self._served.get(one.lane, 0) for one in found}
+        self._served = {lane: turn for lane, turn in served.items() if turn}
+        # By priority, then who has waited longest for a turn, then age.
+        found.sort(key=lambda one: (one.head[0] // 1, served[one.lane], one.head[1]))
+        self._lanes = {one.lane: one.start for one in found if self._registry.get(one.lane.type) is not None}
+        took = self._clock() - began
+        self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
+
+    def takes(self, conn: Connection, *, room: int, threads: int) -> list[Take]:
+        """What to claim of which lane; empty where no lane has a job that may run.
+
+        `threads` are free right now. A type with a rate has no more than these, and one at least: what is claimed ahead
+        starts a little later than its rate has it, and among many quick jobs no thread may ever be seen free.
+        """
+        while takes := self._candidates(room, threads):
+            if len(takes) == 1 or self._enough(takes, room):
+                return takes
+            depth = max(2, MAX_SHARED // len(takes))
+            if self._aging_s is None:
+                shares = claims.share_lanes(conn, takes, room=room, depth=depth)
+            else:
+                shares = claims.share_aged_lanes(conn, takes, room=room, depth=depth, aging_s=self._aging_s)
+            if shares:
+                return [Take(lane, take, self._lanes[lane]) for lane, take in shares]
+            for one in takes:  # nothing behind their cursors any more
+                self._lanes.pop(one.lane, None)
+        return []
+
+    def advance(self, takes: list[Take], rows: list[Claimed]) -> None:
+        """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
+        self._round += 1
+        by_priority = self._aging_s is not None
+        lanes = [Lane(row.type, row.tenant, row.priority if by_priority else None) for row in rows]
+        got = Counter(lanes)
+        last = dict(zip(lanes, rows, strict=True))  # rows come by priority and id
+        for one in takes:
+            self._lanes.pop(one.lane, None)
+            if got[one.lane]:
+                self._served[one.lane] = self._round
+            if got[one.lane] == one.take:  # goes to the end: the others take their turn
+                self._lanes[one.lane] = Cursor(last[one.lane].priority, last[one.lane].id)
+
+    def _candidates(self, room: int, threads: int) -> list[Take]:
+        """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
+        most = self._most({lane.type for lane in self._lanes}, threads)
+        slots = self._capacity.tenant_slots
+        candidates = (
+            Take(lane, take, cursor, most[lane.type])
+            for lane, cursor in self._lanes.items()
+            if (take := min(room, most[lane.type])) > 0 and (take := min(take, slots(lane.type, lane.tenant))) > 0
+        )
+        return list(islice(candidates, max(MIN_LANES, LANES_PER_ROOM * room)))
+
+    def _most(self, types: set[str], threads: int) -> dict[str, int]:
+        """How many of each type may be claimed now."""
+        now, most = self._clock(), {}
+        self.held = {}
+        for type in types:
+            most[type] = slots = self._capacity.slots(type)
+            if slots > 0 and (starts := self._capacity.starts(type, now)) is not None:
+                most[type] = min(slots, starts, max(1, threads))
+                if not starts:
+                    self.held[type] = self._capacity.wait_s(type, now)
+        return most
+
+    def _enough(self, takes: list[Take], room: int) -> bool:
+        """Whether all of this may be claimed together."""
+        of_type: Counter[str] = Counter()
+        of_tenant: Counter[tuple[str, str]] = Counter()
+        for one in takes:
+            of_type[one.lane.type] += one.take
+            of_tenant[one.lane.type, one.lane.tenant] += one.take
+        return (
+            of_type.total() <= room
+            and all(of_type[one.lane.type] <= one.most for one in takes)
+            and (
+                self._aging_s is None
+                or all(count <= self._capacity.tenant_slots(*lane) for lane, count in of_tenant.items())
+            )
+        )
