@@ -14,6 +14,7 @@ from dispatcher import connecting
 from dispatcher.client import Infos, Lines
 from dispatcher.executor import Registry
 from dispatcher.front.batches import AsyncBatches
+from dispatcher.front.control import AsyncControlFront
 from dispatcher.front.ended import AsyncEndedJobs
 from dispatcher.front.explain import AsyncExplainFront
 from dispatcher.job import JobInfo
@@ -37,7 +38,7 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient(AsyncBatches, AsyncEndedJobs, AsyncExplainFront):
+class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainFront):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:

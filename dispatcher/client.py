@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 from dispatcher import connecting
 from dispatcher.executor import Registry
 from dispatcher.front.batches import Batches
+from dispatcher.front.control import ControlFront
 from dispatcher.front.ended import EndedJobs
 from dispatcher.front.explain import ExplainFront
 from dispatcher.job import JobInfo
@@ -30,7 +31,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches, EndedJobs, ExplainFront):
+class Client(Batches, ControlFront, EndedJobs, ExplainFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg

@@ -18,6 +18,7 @@ from pydantic.errors import PydanticUserError
 from dispatcher.batch import BATCH_TYPE
 from dispatcher.errors import ExecutorError
 from dispatcher.job import Job
+from dispatcher.rate import parse_rate
 from dispatcher.retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ ENTRY_POINT_GROUP = "dispatcher.executors"
 MAX_ATTEMPTS = 32767  # failures are counted in a smallint
 MAX_TIMEOUT_S = 100 * 365 * 86400.0  # as the settings' durations
 TYPE_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")  # as in the table dispatcher.type
+type_of = type  # `type` is a parameter below
 _MARK = "__dispatcher_executor__"
 Model = type[BaseModel]
 Run = Callable[[Job, "Context"], Any]
@@ -105,6 +107,7 @@ class Executor:
     hooks: Hooks | None = None
     tenant_limit: int | None = None
     rate: float | None = None
+    """Starts a second over the whole fleet, `burst` at once."""
     burst: int | None = None
 
     def schema(self) -> dict[str, Any] | None:
@@ -115,10 +118,13 @@ class Executor:
             raise ExecutorError(f"executor {self.type!r}: its payload model has no JSON Schema: {exc.message}") from exc
 
 
-def executor(
+def executor(  # noqa: PLR0913 - what a type can be told, by keyword
     type: str,
     *,
     limit: int | None = None,
+    tenant_limit: int | None = None,
+    rate: float | str | None = None,
+    burst: int | None = None,
     timeout: float | timedelta | None = None,
     max_attempts: int = 5,
     backoff: Backoff | None = None,
@@ -132,8 +138,10 @@ def executor(
 ) -> Callable[[T], T]:
     """Declares a function `f(job, ctx)`, or a class with `execute(job, ctx)`, as what runs jobs of `type`.
 
-    `timeout` is in seconds or a timedelta; none means the setting `job_timeout`. A timed-out job fails for good unless
-    `retry_timeouts`. `payload`, a pydantic model, is checked before a try; a payload that does not fit fails at once.
+    `limit` is how many run at once over the fleet, `tenant_limit` how many of one tenant; `rate` how many start a
+    second, or a text such as "100/min", with a `burst` at once. `timeout` is in seconds or a timedelta; none means the
+    setting `job_timeout`. A timed-out job fails for good unless `retry_timeouts`. `payload`, a pydantic model, is checked
+    before a try; a payload that does not fit fails at once.
 
     Hooks, also as methods of these names of a class: `on_success(job, ctx, result)`; `on_failure(job, ctx, error)` for
     each failed try, and after it `on_final_failure(job, ctx, error)` if no try is left; `error` is a JobError. They run
@@ -144,8 +152,15 @@ def executor(
         raise ExecutorError(f"executor {type!r}: a type is named by 1 to 200 letters, digits and the signs _ . : / -")
     if type == BATCH_TYPE:
         raise ExecutorError(f"executor {type!r}: this type is that of batches; choose another name")
-    if limit is not None and limit < 0:
-        raise ExecutorError(f"executor {type!r}: limit must not be negative")
+    for name, count in (("limit", limit), ("tenant_limit", tenant_limit), ("burst", burst)):
+        if count is not None and (type_of(count) is not int or not 1 <= count < 2**31):
+            raise ExecutorError(f"executor {type!r}: {name} must be a whole number of 1 or more, not {count!r}")
+    try:
+        starts_s = None if rate is None else parse_rate(rate)
+    except ValueError as exc:
+        raise ExecutorError(f"executor {type!r}: {exc}") from None
+    if burst is not None and rate is None:
+        raise ExecutorError(f"executor {type!r}: burst goes with a rate")
     if not 1 <= max_attempts <= MAX_ATTEMPTS:
         raise ExecutorError(f"executor {type!r}: max_attempts must be from 1 to {MAX_ATTEMPTS}")
     timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout and float(timeout)
@@ -162,6 +177,9 @@ def executor(
             run=run,
             source=f"{target.__module__}.{target.__qualname__}",
             limit=limit,
+            tenant_limit=tenant_limit,
+            rate=starts_s,
+            burst=burst,
             timeout_s=timeout_s,
             retry=RetryPolicy(max_attempts, backoff or Backoff(), retry_timeouts),
             payload=payload,

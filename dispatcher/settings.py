@@ -78,8 +78,8 @@ def parse_limits(value: Any) -> dict[str, int]:
         raise ValueError('write limits as type=n,type=n or as JSON {"type": n}')
     limits = {}
     for name, number in value.items():
-        if not re.fullmatch(r"\d+", str(number)):
-            raise ValueError(f"the limit of {name!r} must be a whole number, not {number!r}")
+        if not re.fullmatch(r"\d{1,9}", str(number)) or int(number) < 1:
+            raise ValueError(f"the limit of {name!r} must be a whole number of 1 or more, not {number!r}")
         limits[str(name)] = int(number)
     return limits
 

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from dispatcher.errors import InvalidOption
+from dispatcher.outcome import encode
 from dispatcher.queries.operation import Operation, Query
 
 
 @dataclass(frozen=True, slots=True)
 class TypeInfo:
-    """A type of job, as the replicas have published it."""
+    """A type of job: as the replicas have published it, and what an operator said, which goes before that.
+
+    `…_from` is `database` for what an operator said, `code` for what the code or the replicas' settings say.
+    """
 
     name: str
     limit: int | None
@@ -21,6 +26,17 @@ class TypeInfo:
     payload_schema: dict[str, Any] | None
     description: str
     published_at: datetime
+    limit_from: str | None
+    tenant_limit: int | None
+    tenant_limit_from: str | None
+    rate: float | None
+    """Starts a second."""
+    rate_from: str | None
+    burst: int | None
+    paused_at: datetime | None
+    paused_by: str | None
+    tenant_limits: dict[str, int]
+    """Of single tenants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +72,31 @@ def list_types() -> Operation[list[TypeInfo]]:
     """All types, by name."""
     rows = yield Query("list_types", reads=True)
     return [
-        TypeInfo(name, limit, timedelta(seconds=timeout_s), attempts, size, schema, description, published)
-        for name, limit, timeout_s, attempts, size, schema, description, published in rows
+        TypeInfo(*row[:2], timedelta(seconds=row[2]), *row[3:-1], row[-1] or {})  # type: ignore[call-arg] # as selected
+        for row in rows
     ]
+
+
+def pause_type(type: str) -> Operation[bool]:
+    """Whether it was not paused before."""
+    rows = yield Query("pause_type", {"type": type})
+    return bool(rows[0][0])
+
+
+def resume_type(type: str) -> Operation[bool]:
+    """Whether it was paused."""
+    rows = yield Query("resume_type", {"type": type})
+    return bool(rows[0][0])
+
+
+def set_limit(type: str, changes: dict[str, Any], tenant: str | None) -> Operation[None]:
+    """Changes these of limit, tenant_limit, rate and burst; raises InvalidOption."""
+    options = changes if tenant is None else {**changes, "tenant": tenant}
+    try:
+        encoded = encode(options)
+    except (TypeError, ValueError) as exc:
+        raise InvalidOption(f"these limits cannot be sent: {exc}") from None
+    yield Query("set_limit", {"type": type, "options": encoded})
 
 
 def get_payload_schema(type: str) -> Operation[tuple[bool, Any]]:

@@ -101,6 +101,9 @@ def publish_types(
         {
             "names": [spec.type for spec in specs],
             "limits": [limits.get(spec.type, spec.limit) for spec in specs],
+            "tenant_limits": [spec.tenant_limit for spec in specs],
+            "rates": [spec.rate for spec in specs],
+            "bursts": [spec.burst for spec in specs],
             "timeouts_s": [spec.timeout_s or timeout_s for spec in specs],
             "max_attempts": [spec.retry.max_attempts for spec in specs],
             "schemas": [None if (schema := spec.schema()) is None else json.dumps(schema) for spec in specs],

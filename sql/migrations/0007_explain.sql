@@ -113,19 +113,14 @@ declare
     bound record;
     busy record;
 begin
-    -- What an operator said goes before what the code says. Jobs without a tenant have no limit per tenant.
-    select c.paused_at, c.paused_by,
-           coalesce(c.max_running, t.max_running) as most,
-           case when c.max_running is null then 'code' else 'database' end as most_by,
-           case when explain_limits.tenant <> '' then coalesce(own.max_running, c.tenant_max_running, t.tenant_max_running)
-                end as tenant_most,
-           case when coalesce(own.max_running, c.tenant_max_running) is null then 'code' else 'database' end as tenant_by,
-           coalesce(c.rate, t.rate) as rate, case when c.rate is null then 'code' else 'database' end as rate_by,
-           h.held_until
+    -- Jobs without a tenant have no limit per tenant.
+    select t.paused_at, t.paused_by, t.max_running as most, t.max_running_from as most_by,
+           case when explain_limits.tenant <> '' then coalesce(own.max_running, t.tenant_max_running) end as tenant_most,
+           case when own.max_running is null then t.tenant_max_running_from else 'database' end as tenant_by,
+           t.rate, t.rate_from as rate_by, h.held_until
     into rule
     from (values (1)) one (row)
-    left join dispatcher.type t on t.name = explain_limits.type
-    left join dispatcher.control c on c.type = explain_limits.type and c.tenant = ''
+    left join dispatcher.types t on t.name = explain_limits.type
     left join dispatcher.control own on own.type = explain_limits.type and own.tenant = explain_limits.tenant and own.tenant <> ''
     left join dispatcher.throttle h on h.type = explain_limits.type;
     select l.name, l.max_running as most, l.threads into bound from dispatcher.lease l where l.number = explain_limits.lease;

@@ -38,7 +38,7 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
         ('jobs', 'select (id, state)')) t (name, privilege)
     union all
     select 'read', 'table', t.name, 'select' from unnest(array[
-        'job', 'jobs', 'type', 'claim', 'lease', 'replica', 'control', 'throttle', 'batch', 'batches', 'dependency',
+        'job', 'jobs', 'type', 'types', 'claim', 'lease', 'replica', 'control', 'throttle', 'batch', 'batches', 'dependency',
         'schedule', 'schedules', 'migration']) t (name)
     union all
     select 'owner', 'table', t.name, 'all' from unnest(array['access', 'migration']) t (name)

@@ -143,13 +143,13 @@ def test_class_does_as_well_and_is_made_once() -> None:
 
 
 def test_declared_function_stays_a_function() -> None:
-    @executor("plain", timeout=timedelta(minutes=2), limit=0)
+    @executor("plain", timeout=timedelta(minutes=2), limit=7)
     def plain(job: Job, ctx: Context) -> int:
         return 5
 
     assert plain(None, None) == 5  # type: ignore[arg-type]
     spec = plain.__dispatcher_executor__  # type: ignore[attr-defined]
-    assert (spec.timeout_s, spec.limit, spec.description) == (120.0, 0, "")
+    assert (spec.timeout_s, spec.limit, spec.description) == (120.0, 7, "")
     assert spec.source.endswith("plain")
 
 

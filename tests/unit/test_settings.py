@@ -63,6 +63,8 @@ def test_file_named_by_the_environment_is_read(file: Path, monkeypatch: pytest.M
         ({"poll_interval": "-1s"}, "poll_interval: '-1s' is no duration: it must not be negative"),
         ({"poll_interval": "soon"}, "poll_interval: 'soon' is no duration"),
         ({"limits": "mail"}, "the limit of 'mail' must be a whole number"),
+        ({"limits": "mail=0"}, "the limit of 'mail' must be a whole number of 1 or more"),
+        ({"limits": "*=0"}, "the limit of '*' must be a whole number of 1 or more"),
         ({"limits": "mail=-1"}, "the limit of 'mail' must be a whole number"),
         ({"log_format": "xml"}, "log_format: "),
         ({"metrics_port": "70000"}, "metrics_port: "),

@@ -1,0 +1,76 @@
+"""Rules changed at run time, on real replicas: in effect within a notification, kept by the next leader."""
+
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.replicas import Fleet, until
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(dsn, tmp_path) as fleet:
+        yield fleet
+
+
+def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair(poll_interval="20s")  # nothing is found by polling
+    [runs] = fleet.enqueue("hold", until=str(fleet.gate()))
+    fleet.until_started([runs])
+    fleet.query("select dispatcher.pause('hold')")
+    until(lambda: leader.metric("dispatcher_paused") == 1, "the leader has heard of it")
+    waits = fleet.enqueue("hold", 3, until=str(fleet.gate()))
+    others = fleet.enqueue("quick", 3)
+    fleet.until_all(others)
+    fleet.gate().touch()
+    fleet.until_all([runs])  # what runs goes on
+    leader.send(signal.SIGKILL)
+    fleet.until_leads(standby)
+    fleet.until_all(fleet.enqueue("quick", 3))
+    assert set(fleet.states(waits).values()) == {"pending"}
+    fleet.query("select dispatcher.resume('hold')")
+    fleet.until_all(waits)
+
+
+def test_rate_holds_through_a_change_of_leader(fleet: Fleet) -> None:
+    """The new leader begins with an empty bucket: over any time at most a burst more than the rate has it."""
+    rate, burst = 50.0, 5
+    leader, standby = fleet.start_pair()
+    fleet.query("select dispatcher.set_limit('quick', '{\"rate\": 50, \"burst\": 5}')")
+    until(lambda: leader.metric("dispatcher_rate") == rate, "the leader has heard of it")
+    ids = fleet.enqueue("quick", 100)
+    until(lambda: len(fleet.events("start")) >= 40, "some have started")
+    leader.send(signal.SIGKILL)
+    fleet.until_leads(standby)
+    fleet.until_all(ids)
+    claimed = sorted(
+        at
+        for (at,) in fleet.query("select extract(epoch from started_at)::float8 from dispatcher.job where attempt = 1")
+    )
+    for first, last in itertools.combinations(range(len(claimed)), 2):
+        assert last - first + 1 <= 2 * burst + rate * (claimed[last] - claimed[first]) + 1
+
+
+def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
+    leader = fleet.start_leader(poll_interval="20s")
+    ids = fleet.enqueue("hold", 4, until=str(fleet.gate()))
+    fleet.until_started(ids)
+    fleet.query("select dispatcher.set_limit('hold', '{\"limit\": 1}')")
+    until(lambda: leader.metric("dispatcher_limit") == 1, "the leader has heard of it")
+    more = fleet.enqueue("hold", 3, until=str(fleet.gate("second")))
+    fleet.gate().touch()
+    fleet.until_all(ids)
+    until(lambda: len(fleet.events("start")) == 5, "one more has started")
+    assert fleet.value("select count(*) from dispatcher.job where state = 'running'") == 1
+    began = time.monotonic()
+    fleet.query("select dispatcher.set_limit('hold', '{\"limit\": null}')")
+    fleet.until_started(more)
+    assert time.monotonic() - began < 20  # not by polling
+    fleet.gate("second").touch()
+    fleet.until_all(more)
