@@ -14,10 +14,12 @@ from dispatcher.errors import (
     ExecutorError,
     InvalidOption,
     InvalidPayload,
+    InvalidSchedule,
     JobFailed,
     JobNotFound,
     PayloadTooLarge,
     ResultTooLarge,
+    ScheduleNotFound,
     SchemaError,
     SettingsError,
     StoreError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from dispatcher.outcome import JobError
     from dispatcher.process import ProgramResult, clean_environment, run_program
     from dispatcher.queries.explain import Explanation, Reason
+    from dispatcher.queries.schedules import ScheduleInfo
     from dispatcher.version import __version__
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "Fail",
     "InvalidOption",
     "InvalidPayload",
+    "InvalidSchedule",
     "Job",
     "JobError",
     "JobFailed",
@@ -74,6 +78,8 @@ __all__ = [
     "Registry",
     "ResultTooLarge",
     "Retry",
+    "ScheduleInfo",
+    "ScheduleNotFound",
     "SchemaError",
     "SettingsError",
     "Snooze",
@@ -99,6 +105,7 @@ _LAZY = {
     "JobError": "dispatcher.outcome",
     "ProgramResult": "dispatcher.process",
     "Reason": "dispatcher.queries.explain",
+    "ScheduleInfo": "dispatcher.queries.schedules",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",
     "run_program": "dispatcher.process",

@@ -17,6 +17,7 @@ from dispatcher.front.batches import Batches
 from dispatcher.front.control import ControlFront
 from dispatcher.front.ended import EndedJobs
 from dispatcher.front.explain import ExplainFront
+from dispatcher.front.schedules import SchedulesFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -31,7 +32,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches, ControlFront, EndedJobs, ExplainFront):
+class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg

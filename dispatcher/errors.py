@@ -60,6 +60,14 @@ class JobNotFound(DispatcherError):
     """There is no job with this id."""
 
 
+class ScheduleNotFound(DispatcherError):
+    """There is no schedule of this name."""
+
+
+class InvalidSchedule(EnqueueError):
+    """A cron expression or a time zone does not exist, or is never due."""
+
+
 class WrongState(DispatcherError):
     """The job's state does not allow this."""
 
@@ -95,4 +103,6 @@ BY_SQLSTATE: dict[str, type[DispatcherError]] = {
     "DJ007": UniqueConflict,
     "DJ008": AttemptLost,
     "DJ009": UnsafeTransaction,
+    "DJ010": ScheduleNotFound,
+    "DJ011": InvalidSchedule,
 }

@@ -140,8 +140,8 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
 
     `limit` is how many run at once over the fleet, `tenant_limit` how many of one tenant; `rate` how many start a
     second, or a text such as "100/min", with a `burst` at once. `timeout` is in seconds or a timedelta; none means the
-    setting `job_timeout`. A timed-out job fails for good unless `retry_timeouts`. `payload`, a pydantic model, is checked
-    before a try; a payload that does not fit fails at once.
+    setting `job_timeout`. A timed-out job fails for good unless `retry_timeouts`. `payload`, a pydantic model, is
+    checked before a try; a payload that does not fit fails at once.
 
     Hooks, also as methods of these names of a class: `on_success(job, ctx, result)`; `on_failure(job, ctx, error)` for
     each failed try, and after it `on_final_failure(job, ctx, error)` if no try is left; `error` is a JobError. They run

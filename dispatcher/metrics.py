@@ -123,6 +123,12 @@ class Metrics:
         self.last_tick = Gauge(
             "dispatcher_last_tick_timestamp_seconds", "When the main loop last made progress.", registry=r
         )
+        self.schedules_fired = Counter(
+            "dispatcher_schedules_fired", "Jobs that schedules enqueued.", ["type"], registry=r
+        )
+        self.stopped_schedules = Gauge(
+            "dispatcher_schedule_errors", "Schedules that an error keeps from going on; on the leader.", registry=r
+        )
         self.batches_ended = Counter("dispatcher_batches_ended", "Batches that ended.", ["state"], registry=r)
         for state in ("succeeded", "partial", "failed", "canceled"):
             self.batches_ended.labels(state)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from dispatcher.batch import BatchInfo, Callback
+from dispatcher.cron import Cron
 from dispatcher.errors import EnqueueError, InvalidOption, InvalidPayload, JobFailed, UnknownType, WrongState
 from dispatcher.executor import Registry
 from dispatcher.job import JobInfo, State
@@ -25,7 +26,7 @@ from dispatcher.options import (
     parse_payload,
     seconds,
 )
-from dispatcher.queries import fleet, jobs
+from dispatcher.queries import fleet, jobs, schedules
 from dispatcher.queries.operation import Operation, Pause
 from dispatcher.schema_check import compile_schema
 
@@ -123,6 +124,18 @@ class Operations:
         """The same for lines of NDJSON: (id, children)."""
         fits = yield from self._fits(_checked_type(type))
         return (yield from self._fill(type, _checked(chunks, fits), "line", callback, options))
+
+    def add_schedule(
+        self, name: str, cron: str, type: str, payload: Any, zone: str, catch_up: str, options: Options
+    ) -> Operation[None]:
+        """Adds a schedule, or changes it."""
+        if misplaced := sorted({"run_at", "delay", "after", "on_failure", "parent"} & set(options)):
+            raise InvalidOption(f"option {misplaced[0]!r} makes no sense for a schedule")
+        Cron.parse(cron, zone)
+        text, encoded = encode_payload(payload), encode_options(options, zone=zone, catch_up=catch_up)
+        if fits := (yield from self._fits(_checked_type(type))):
+            fits(json.loads(text))
+        yield from schedules.add_schedule(name, cron, type, text, encoded)
 
     def get_batch(self, id: int) -> Operation[BatchInfo]:
         """One batch."""

@@ -33,6 +33,7 @@ from dispatcher.services.listener import Listener
 from dispatcher.services.pool import ThreadPool, stack_of
 from dispatcher.services.pruner import Pruner
 from dispatcher.services.rescuer import Rescuer
+from dispatcher.services.scheduler import Scheduler
 from dispatcher.services.stager import Stager
 from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
@@ -190,6 +191,13 @@ class Replica:
             metrics=metrics,
             stop=stop,
         )
+        self._scheduler = Scheduler(
+            open_session=self._opener("scheduler"),
+            leading=self.leading,
+            fired=self._on_released,
+            metrics=metrics,
+            stop=stop,
+        )
         self._rescuer = Rescuer(
             open_session=self._opener("rescuer"),
             replica=self.id,
@@ -217,6 +225,7 @@ class Replica:
             ),
             "stager": self._stager,
             "linker": self._linker,
+            "scheduler": self._scheduler,
             "rescuer": self._rescuer,
             "pruner": Pruner(
                 open_session=self._opener("pruner"),
@@ -253,6 +262,7 @@ class Replica:
             self._completer.wake,
             self._stager.wake,
             self._linker.wake,
+            self._scheduler.wake,
             self._rescuer.wake,
             self._dispatch.woken.set,
         ):
@@ -290,6 +300,7 @@ class Replica:
     def _on_term(self) -> None:
         self._stager.wake()
         self._linker.wake()
+        self._scheduler.wake()
         self._rescuer.wake()
 
     def _on_settled(self, conn: Connection, rescheduled: bool, marked: bool) -> None:
@@ -321,6 +332,8 @@ class Replica:
                 self._dispatch.heard()
                 self._stager.wake()
                 self._linker.wake()
+            case "schedules":
+                self._scheduler.wake()
             case "control":
                 self._dispatch.heard_control()
             case "cancel":  # anybody may notify: the row says whether it is true
@@ -336,3 +349,5 @@ class Replica:
         """Whatever was missed while nobody listened is looked for now."""
         self._dispatch.recount()
         self._stager.wake()
+        self._linker.wake()
+        self._scheduler.wake()

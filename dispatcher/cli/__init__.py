@@ -13,6 +13,7 @@ COMMANDS = {
     "job": ("dispatcher.cli.job", "Look at jobs, cancel them, run them again, wait for them."),
     "batch": ("dispatcher.cli.batch", "Look at batches."),
     "type": ("dispatcher.cli.type", "The types of jobs that are known."),
+    "schedule": ("dispatcher.cli.schedule", "Jobs by the calendar."),
     "leader": ("dispatcher.cli.leader", "Who leads; make it resign."),
     "replica": ("dispatcher.cli.replica", "The daemons."),
     "dev": ("dispatcher.cli.dev", "A PostgreSQL and a replica of your own, until Ctrl-C."),

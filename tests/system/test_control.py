@@ -62,7 +62,7 @@ def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
     ids = fleet.enqueue("hold", 4, until=str(fleet.gate()))
     fleet.until_started(ids)
     fleet.query("select dispatcher.set_limit('hold', '{\"limit\": 1}')")
-    until(lambda: leader.metric("dispatcher_limit") == 1, "the leader has heard of it")
+    until(lambda: leader.metric('dispatcher_limit{type="hold"}') == 1, "the leader has heard of it")
     more = fleet.enqueue("hold", 3, until=str(fleet.gate("second")))
     fleet.gate().touch()
     fleet.until_all(ids)

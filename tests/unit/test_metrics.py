@@ -36,6 +36,8 @@ PROMISED = {
     "dispatcher_jobs_rescued_total": ("counter", ("reason",)),
     "dispatcher_jobs_timed_out_total": ("counter", ("type",)),
     "dispatcher_batches_ended_total": ("counter", ("state",)),
+    "dispatcher_schedules_fired_total": ("counter", ("type",)),
+    "dispatcher_schedule_errors": ("gauge", ()),
     "dispatcher_hook_errors_total": ("counter", ("type",)),
     "dispatcher_stuck_threads": ("gauge", ()),
     "dispatcher_listener_connected": ("gauge", ()),
@@ -60,6 +62,7 @@ def metrics() -> Metrics:
         for gauge in (metrics.oldest, metrics.running, metrics.limit, metrics.rate, metrics.paused):
             gauge.labels(type).set(1)
         metrics.timed_out.labels(type).inc()
+        metrics.schedules_fired.labels(type).inc()
     metrics.rescued.labels("dead").inc()
     for histogram in (metrics.claim_seconds, metrics.claim_size, metrics.settle_seconds, metrics.settle_size):
         histogram.observe(1)

@@ -81,6 +81,7 @@ def test_every_metric_is_listed_with_its_labels() -> None:
         metrics.rescued,
         metrics.timed_out,
         metrics.batches_ended,
+        metrics.schedules_fired,
         metrics.hook_errors,
     ):
         labelled.labels(*["x"] * len(labelled._labelnames))

@@ -1,0 +1,106 @@
+"""Cron expressions with a time zone: when they are due, and what to do about due times that were missed. No I/O.
+
+Five fields as Debian's cron reads them (cronsim). Across daylight saving: a schedule at a fixed hour runs once a day,
+in the hour that is skipped as soon as the clock has jumped over it, in the hour that comes twice the first time; one
+with a star for the minute or the hour goes by real time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from dispatcher.errors import InvalidSchedule
+
+TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
+MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up
+LOOK_BACK = (timedelta(minutes=5), timedelta(hours=5), timedelta(days=5), timedelta(days=70), timedelta(days=800))
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A checked expression."""
+
+    expression: str
+    zone: ZoneInfo
+
+    @classmethod
+    def parse(cls, expression: str, zone: str) -> Cron:
+        """Raises InvalidSchedule, in one line, for what is no cron expression, no zone, or never due."""
+        try:
+            place = ZoneInfo(zone)
+        except (ValueError, OSError, KeyError, TypeError):
+            raise InvalidSchedule(
+                f"there is no time zone {zone!r:.100}: give a name such as Europe/Berlin or UTC"
+            ) from None
+        if len(str(expression).split()) != 5:
+            raise InvalidSchedule(
+                "a cron expression has five fields: minute, hour, day of the month, month, day of the week;"
+                f" it is {expression!r:.100}"
+            )
+        cron = cls(expression, place)
+        cron.after(datetime(2000, 1, 1, tzinfo=UTC))
+        return cron
+
+    def after(self, moment: datetime) -> datetime:
+        """The first due time behind `moment`, in UTC. Raises InvalidSchedule."""
+        return next(self.times(moment))
+
+    def times(self, moment: datetime) -> Iterator[datetime]:
+        """The due times behind `moment`, in UTC, each later than the one before. Raises InvalidSchedule."""
+        try:
+            for local in CronSim(self.expression, moment.astimezone(self.zone)):
+                due = local.astimezone(UTC)
+                if due > moment:  # an hour that comes twice begins again
+                    moment = due
+                    yield due
+        except (CronSimError, OverflowError) as exc:
+            raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is wrong: {exc}") from None
+        raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is never due")
+
+    def last(self, due: datetime, now: datetime) -> datetime:
+        """The latest due time up to `now`, `due` being an earlier one, without going through all between them."""
+        for back in LOOK_BACK:
+            if now - back <= due:
+                break
+            found = self._last_in(now - back, now)
+            if found is not None:
+                return found
+        return self._last_in(due, now) or due
+
+    def _last_in(self, after: datetime, now: datetime) -> datetime | None:
+        found = None
+        for one in self.times(after):
+            if one > now:
+                return found
+            found = one
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """The due times for which there are to be jobs, and the next one."""
+
+    fires: list[datetime]
+    next_at: datetime
+
+
+def catch_up(cron: Cron, policy: str, due: datetime, now: datetime) -> Firing:
+    """What to do at `now` about a schedule that is due since `due`.
+
+    `skip`: nothing about what is due for more than a minute; `one`: one job, for the latest; `all`: one job for each,
+    a bounded number at once: then the next one is due already.
+    """
+    if policy == "all":
+        fires = [due]
+        for one in cron.times(due):
+            if one > now or len(fires) >= MOST_AT_ONCE:
+                return Firing(fires, one)
+            fires.append(one)
+    last = cron.last(due, now)
+    fires = [] if policy == "skip" and now - last > TOLERANCE else [last]
+    return Firing(fires, cron.after(max(last, now)))

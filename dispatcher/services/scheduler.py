@@ -1,0 +1,121 @@
+"""The scheduler enqueues jobs by the calendar. It sleeps until the next due time, or until it is told of a change.
+
+A due time is fired in one statement that enqueues its job and moves the schedule on, guarded by the due time itself: of
+two leaders at that very second, the second finds another one. Whether it is due is decided by the database's clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import psycopg
+
+from dispatcher.cron import Cron, catch_up
+from dispatcher.db import Connection, first_line, patiently
+from dispatcher.errors import BY_SQLSTATE, InvalidSchedule
+from dispatcher.metrics import Metrics
+from dispatcher.queries import schedules
+from dispatcher.queries.marks import wake_leaders
+from dispatcher.queries.schedules import Due
+
+log = logging.getLogger("dispatcher.scheduler")
+
+BATCH = 100
+LONGEST_S = 15.0  # without a look, should a notification have been lost
+BUSY_PAUSE_S = 0.1
+COUNT_STOPPED_EVERY = 4  # looks
+
+
+class Scheduler:
+    """Works only while this replica leads. `fired` is told when there are new jobs."""
+
+    def __init__(
+        self,
+        *,
+        open_session: Callable[[], Connection],
+        leading: Callable[[], bool],
+        fired: Callable[[], None],
+        metrics: Metrics,
+        stop: threading.Event,
+    ) -> None:
+        self._open_session = open_session
+        self._leading = leading
+        self._fired = fired
+        self._metrics = metrics
+        self._stop = stop
+        self._woken = threading.Event()
+        self._looks = 0
+        self._conn: Connection | None = None
+
+    def wake(self) -> None:
+        """A schedule was changed, or this replica has come to lead. Any thread."""
+        self._woken.set()
+
+    def step(self) -> None:
+        """Fires what is due, then sleeps until more is."""
+        self._woken.clear()
+        pause_s = LONGEST_S
+        if self._leading():
+            try:
+                pause_s = self.fire_due()
+            except psycopg.Error as exc:
+                self._metrics.db_errors.inc()
+                log.warning("the scheduler's session is lost: %s", first_line(exc))
+                self.close()
+                pause_s = BUSY_PAUSE_S
+        else:
+            self.close()
+        if pause_s > 0:
+            self._woken.wait(pause_s)
+
+    def fire_due(self) -> float:
+        """Fires what is due; seconds until it has to look again."""
+        if self._conn is None:
+            self._conn = patiently(self._open_session, stop=self._stop)
+            if self._conn is None:
+                return 0.0
+        conn = self._conn
+        if self._looks % COUNT_STOPPED_EVERY == 0:
+            self._metrics.stopped_schedules.set(schedules.count_stopped(conn))
+        self._looks += 1
+        found = schedules.list_due(conn, BATCH)
+        pending = [due for due in found if due.in_s is None or due.in_s <= 0]
+        done = [self._handle(conn, due) for due in pending]
+        if pending:
+            return 0.0 if any(done) else BUSY_PAUSE_S  # else somebody holds their rows locked
+        return min((LONGEST_S, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
+
+    def close(self) -> None:
+        """Closes the session."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _handle(self, conn: Connection, due: Due) -> bool:
+        """Works out the next due time, and fires those that are due; False where the row was locked or changed."""
+        try:
+            cron = Cron.parse(due.cron, due.zone)
+            if due.next_at is None:
+                return schedules.plan_schedule(conn, due, cron.after(due.now))
+            firing = catch_up(cron, due.catch_up, due.next_at, due.now)
+            fired = schedules.fire_schedule(conn, due, firing.fires, firing.next_at)
+        except InvalidSchedule as exc:
+            self._stop_schedule(conn, due, str(exc))
+            return True
+        except psycopg.Error as exc:
+            if exc.sqlstate not in BY_SQLSTATE:
+                raise
+            self._stop_schedule(conn, due, first_line(exc))  # such as a type that is gone
+            return True
+        if fired:
+            self._metrics.schedules_fired.labels(due.type).inc(fired)
+            wake_leaders(conn)
+            self._fired()
+        return fired is not None
+
+    def _stop_schedule(self, conn: Connection, due: Due, reason: str) -> None:
+        schedules.stop_schedule(conn, due, reason)
+        self._looks = 0
+        log.error("a schedule cannot go on: %s", reason, extra={"schedule": due.name})

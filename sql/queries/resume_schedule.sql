@@ -1,0 +1,2 @@
+-- resume_schedule: by name.
+select dispatcher.resume_schedule(%(name)s)
