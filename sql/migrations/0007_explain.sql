@@ -15,6 +15,13 @@ immutable language sql as $$
     select case when total = 1 then 'job ' else 'jobs ' end || array_to_string(ids[1:5], ', ')
            || case when total > 5 then format(' and %s more', total - 5) else '' end $$;
 
+-- "5 a second", "30 a minute", "1 an hour".
+create function dispatcher.spell_rate(rate double precision) returns text
+immutable language sql as $$
+    select trim_scale(round((rate * u.seconds)::numeric, 2)) || u.words
+    from (values (1, ' a second'), (60, ' a minute'), (3600, ' an hour'), (86400, ' a day')) u (seconds, words)
+    where rate * u.seconds >= 0.999 or u.seconds = 86400 order by u.seconds limit 1 $$;
+
 -- An error of a job in one short line.
 create function dispatcher.spell_error(error jsonb) returns text
 immutable language sql as $$ select left(regexp_replace(error ->> 'message', '\s+', ' ', 'g'), 200) $$;
@@ -160,7 +167,7 @@ begin
     end if;
     if rule.held_until > statement_timestamp() then
         reasons := reasons || dispatcher.reason('rate',
-            format('the rate of the type %L%s holds it back until %s', type, coalesce(format(' (%s a second)', rule.rate), ''),
+            format('the rate of the type %L%s holds it back until %s', type, coalesce(format(' (%s)', dispatcher.spell_rate(rule.rate)), ''),
                    dispatcher.spell_time(rule.held_until)),
             jsonb_build_object('rate', rule.rate, 'until', rule.held_until, 'source', rule.rate_by));
     end if;

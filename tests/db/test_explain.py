@@ -239,7 +239,7 @@ def test_rate(conn: Connection, client: Client, leader: Lease) -> None:
     reason = only(client.explain(id))
     assert (reason.kind, reason.details["rate"], reason.details["source"]) == ("rate", 0.5, "database")
     assert at(reason.details["until"]) > datetime.now(UTC)
-    assert "(0.5 a second)" in reason.text
+    assert "(30 a minute)" in reason.text
     conn.execute("update dispatcher.throttle set held_until = now() - interval '1 second'")
     assert only(client.explain(id)).kind == "next"
 
