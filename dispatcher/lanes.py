@@ -34,6 +34,7 @@ class Lanes:
         self._aging_s = aging_s
         self._clock = clock
         self._lanes: dict[Lane, Cursor] = {}
+        self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._round = 0
         self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
         self._read_again_at = 0.0
@@ -63,6 +64,7 @@ class Lanes:
         # By priority, then who has waited longest for a turn, then age.
         found.sort(key=lambda one: (one.head[0] // 1, served[one.lane], one.head[1]))
         self._lanes = {one.lane: one.start for one in found if self._registry.get(one.lane.type) is not None}
+        self._types = {lane.type for lane in self._lanes}
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
 
@@ -102,7 +104,7 @@ class Lanes:
 
     def _candidates(self, room: int, threads: int) -> list[Take]:
         """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
-        most = self._most({lane.type for lane in self._lanes}, threads)
+        most = self._most(self._types if self._lanes else set(), threads)
         slots = self._capacity.tenant_slots
         candidates = (
             Take(lane, take, cursor, most[lane.type])
