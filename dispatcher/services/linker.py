@@ -10,19 +10,15 @@ back.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
 
-import psycopg
-
-from dispatcher.db import Connection, first_line, patiently
+from dispatcher.db import Connection
+from dispatcher.errand import Errand
 from dispatcher.metrics import Metrics
 from dispatcher.queries import marks as statements
 from dispatcher.queries.marks import Mark
-
-log = logging.getLogger("dispatcher.linker")
 
 BATCH = 5000  # marks in one transaction
 EDGES = 20_000  # and jobs let go in one statement, which must end well within statement_timeout
@@ -31,8 +27,8 @@ BUSY_PAUSE_S = 0.1
 IDLE_S = 60.0  # the stager looks for marks together with due jobs: this is no poll
 
 
-class Linker:
-    """Works only while this replica leads. `released` is told when there may be new work."""
+class Linker(Errand):
+    """`released` is told when there may be new work."""
 
     def __init__(
         self,
@@ -43,52 +39,21 @@ class Linker:
         metrics: Metrics,
         stop: threading.Event,
     ) -> None:
-        self._open_session = open_session
-        self._leading = leading
+        super().__init__(open_session=open_session, leading=leading, metrics=metrics, stop=stop)
         self._released = released
-        self._metrics = metrics
-        self._stop = stop
-        self._woken = threading.Event()
         self._after = 0  # the last mark taken in this burst
-        self._conn: Connection | None = None
 
-    def wake(self) -> None:
-        """There may be marks, or this replica has come to lead. Any thread."""
-        self._woken.set()
-
-    def step(self) -> None:
-        """Works off what is there, then waits to be woken."""
-        self._woken.clear()
-        pause_s = IDLE_S
-        if self._leading():
-            try:
-                pause_s = self.follow()
-            except psycopg.Error as exc:
-                self._metrics.db_errors.inc()
-                log.warning("the linker's session is lost: %s", first_line(exc))
-                self.close()
-                pause_s = BUSY_PAUSE_S
-        else:
-            self.close()
-        if pause_s > 0:
-            self._woken.wait(pause_s)
-
-    def follow(self) -> float:
-        """Works off one group of marks; seconds until there may be more to do."""
-        if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
-            if self._conn is None:
-                return 0.0
-            self._after = 0
-        with self._conn.transaction():
-            if not statements.take_follow_lock(self._conn):
+    def work(self, conn: Connection) -> float:
+        """Works off one group of marks."""
+        with conn.transaction():
+            if not statements.take_follow_lock(conn):
                 return BUSY_PAUSE_S
-            taken = statements.take_marks(self._conn, after=self._after, batch=BATCH)
-            put_back, news = self._work_off(self._conn, taken) if taken else ([], False)
+            taken = statements.take_marks(conn, after=self._after, batch=BATCH)
+            put_back, news = self._work_off(conn, taken) if taken else ([], False)
             if put_back:
-                statements.put_marks(self._conn, put_back)
+                statements.put_marks(conn, put_back)
             if news:
-                statements.wake_leaders(self._conn)
+                statements.wake_leaders(conn)
         if news:
             self._released()
         if len(taken) > len(put_back):
@@ -102,12 +67,6 @@ class Linker:
             self._after = 0
             return BUSY_PAUSE_S if put_back else 0.0
         return IDLE_S
-
-    def close(self) -> None:
-        """Closes the session."""
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close()
 
     def _work_off(self, conn: Connection, taken: list[Mark]) -> tuple[list[Mark], bool]:
         """The marks that are to be put back, and whether anything can run now or has ended."""

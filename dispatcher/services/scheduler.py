@@ -13,7 +13,8 @@ from collections.abc import Callable
 import psycopg
 
 from dispatcher.cron import Cron, catch_up
-from dispatcher.db import Connection, first_line, patiently
+from dispatcher.db import Connection, first_line
+from dispatcher.errand import Errand
 from dispatcher.errors import BY_SQLSTATE, InvalidSchedule
 from dispatcher.metrics import Metrics
 from dispatcher.queries import schedules
@@ -28,8 +29,8 @@ BUSY_PAUSE_S = 0.1
 COUNT_STOPPED_EVERY = 4  # looks
 
 
-class Scheduler:
-    """Works only while this replica leads. `fired` is told when there are new jobs."""
+class Scheduler(Errand):
+    """`fired` is told when there are new jobs."""
 
     def __init__(
         self,
@@ -40,43 +41,12 @@ class Scheduler:
         metrics: Metrics,
         stop: threading.Event,
     ) -> None:
-        self._open_session = open_session
-        self._leading = leading
+        super().__init__(open_session=open_session, leading=leading, metrics=metrics, stop=stop)
         self._fired = fired
-        self._metrics = metrics
-        self._stop = stop
-        self._woken = threading.Event()
         self._looks = 0
-        self._conn: Connection | None = None
 
-    def wake(self) -> None:
-        """A schedule was changed, or this replica has come to lead. Any thread."""
-        self._woken.set()
-
-    def step(self) -> None:
-        """Fires what is due, then sleeps until more is."""
-        self._woken.clear()
-        pause_s = LONGEST_S
-        if self._leading():
-            try:
-                pause_s = self.fire_due()
-            except psycopg.Error as exc:
-                self._metrics.db_errors.inc()
-                log.warning("the scheduler's session is lost: %s", first_line(exc))
-                self.close()
-                pause_s = BUSY_PAUSE_S
-        else:
-            self.close()
-        if pause_s > 0:
-            self._woken.wait(pause_s)
-
-    def fire_due(self) -> float:
-        """Fires what is due; seconds until it has to look again."""
-        if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
-            if self._conn is None:
-                return 0.0
-        conn = self._conn
+    def work(self, conn: Connection) -> float:
+        """Fires what is due."""
         if self._looks % COUNT_STOPPED_EVERY == 0:
             self._metrics.stopped_schedules.set(schedules.count_stopped(conn))
         self._looks += 1
@@ -86,12 +56,6 @@ class Scheduler:
         if pending:
             return 0.0 if any(done) else BUSY_PAUSE_S  # else somebody holds their rows locked
         return min((LONGEST_S, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
-
-    def close(self) -> None:
-        """Closes the session."""
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close()
 
     def _handle(self, conn: Connection, due: Due) -> bool:
         """Works out the next due time, and fires those that are due; False where the row was locked or changed."""

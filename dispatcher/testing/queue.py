@@ -130,7 +130,7 @@ class Queue:
 
     def _claim(self) -> Execution | None:
         """The job that a leader with one thread would take next."""
-        while self._linker.follow() == 0.0:
+        while self._linker.turn() == 0.0:
             pass
         upkeep.promote_jobs(self._conn, PROMOTED)
         lanes = sorted(claims.list_lanes(self._conn), key=lambda found: found.head)

@@ -42,7 +42,7 @@ class Linking:
 
     def link(self) -> None:
         """Until nothing is left to do, or what is left is locked."""
-        while self.linker.follow() == 0.0:
+        while self.linker.turn() == 0.0:
             pass
 
     def claim(self, type: str = "quick", *, tenant: str = "", take: int = 1000) -> dict[int, Claimed]:

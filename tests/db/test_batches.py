@@ -113,7 +113,7 @@ def test_linker_that_dies_in_the_middle_has_done_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("dispatcher.queries.marks.wake_leaders", die)  # the last statement before the commit
         with pytest.raises(psycopg.OperationalError):
-            linking.linker.follow()
+            linking.linker.turn()
     assert (state(conn, parent), counts(conn, parent)) == (State.RUNNING, {"succeeded": 2})
     fresh = Linking(dsn)
     fresh.link()

@@ -49,7 +49,7 @@ class Scheduling:
 
     def fire(self) -> float:
         """Until nothing is due or can be done; how long it would wait."""
-        while (wait := self.scheduler.fire_due()) == 0.0:
+        while (wait := self.scheduler.turn()) == 0.0:
             pass
         return wait
 

@@ -71,16 +71,16 @@ def due(conn: Connection, count: int = 1, ago: str = "1s") -> list[int]:
 def test_due_jobs_become_pending_and_the_dispatch_is_told(conn: Connection, staging: Staging) -> None:
     (id,) = due(conn)
     later = enqueue(conn, delay=3600)
-    assert staging.stager.promote() == 0.0
+    assert staging.stager.turn() == 0.0
     assert (state(conn, id), state(conn, later)) == ("pending", "scheduled")
     assert staging.promoted.is_set()
-    assert staging.stager.promote() == 60.0  # the next one is farther off than the poll
+    assert staging.stager.turn() == 60.0  # the next one is farther off than the poll
 
 
 def test_it_sleeps_until_the_earliest_is_due(conn: Connection, staging: Staging) -> None:
     enqueue(conn, delay=30)
     enqueue(conn, delay=20)
-    assert 18 < staging.stager.promote() < 20.01
+    assert 18 < staging.stager.turn() < 20.01
 
 
 def test_job_is_promoted_on_time(conn: Connection, staging: Staging) -> None:
@@ -112,26 +112,26 @@ def test_earlier_job_than_known_wakes_it(conn: Connection, staging: Staging) -> 
 def test_locked_row_waits_and_blocks_nobody(dsn: str, conn: Connection, staging: Staging, lock: str) -> None:
     (locked,) = due(conn, ago="1h")
     others = due(conn, 3)
-    staging.stager.promote()  # connected
+    staging.stager.turn()  # connected
     put_back = "update dispatcher.job set state = 'scheduled', run_at = now() - interval '1s' where id = any(%s)"
     conn.execute(put_back, ([locked, *others],))
     with open_transaction(dsn, f"select from dispatcher.job where id = {locked} {lock}"):
         began = time.monotonic()
-        assert staging.stager.promote() == 0.0
+        assert staging.stager.turn() == 0.0
         assert time.monotonic() - began < 0.5
         assert [state(conn, id) for id in others] == ["pending"] * 3
         assert state(conn, locked) == "scheduled"
-        assert 0 < staging.stager.promote() <= 1.0  # looks again soon, but does not spin
-    staging.stager.promote()
+        assert 0 < staging.stager.turn() <= 1.0  # looks again soon, but does not spin
+    staging.stager.turn()
     assert state(conn, locked) == "pending"
 
 
 def test_promotion_and_cancel_exclude_each_other(dsn: str, conn: Connection, staging: Staging) -> None:
     (id,) = due(conn)
     with open_transaction(dsn, f"select dispatcher.cancel({id})") as user:
-        staging.stager.promote()
+        staging.stager.turn()
         user.commit()
-    staging.stager.promote()
+    staging.stager.turn()
     assert state(conn, id) == "canceled"
 
 
@@ -139,7 +139,7 @@ def test_large_backlog_goes_in_batches(conn: Connection, staging: Staging, monke
     monkeypatch.setattr(stager_module, "BATCH", 40)
     ids = due(conn, 100)
     left = []
-    while staging.stager.promote() == 0.0:
+    while staging.stager.turn() == 0.0:
         left.append(value(conn, "select count(*) from dispatcher.job where state = 'scheduled'"))
     assert left == [60, 20, 0]
     assert {state(conn, id) for id in ids} == {"pending"}
@@ -148,14 +148,14 @@ def test_large_backlog_goes_in_batches(conn: Connection, staging: Staging, monke
 def test_foreign_key_s_lock_hides_nothing(dsn: str, conn: Connection, staging: Staging) -> None:
     (id,) = due(conn)
     with open_transaction(dsn, f"select from dispatcher.job where id = {id} for key share"):
-        staging.stager.promote()
+        staging.stager.turn()
         assert state(conn, id) == "pending"
 
 
 def test_promotion_keeps_the_time_it_was_due(conn: Connection, staging: Staging) -> None:
     (id,) = due(conn, ago="1h")
     before = job(conn, id)["run_at"]
-    staging.stager.promote()
+    staging.stager.turn()
     assert job(conn, id)["run_at"] == before
 
 
@@ -172,7 +172,7 @@ def test_standby_promotes_nothing_and_keeps_no_session(conn: Connection, staging
 
 
 def test_ended_session_is_replaced(conn: Connection, staging: Staging) -> None:
-    staging.stager.promote()
+    staging.stager.turn()
     conn.execute("select pg_terminate_backend(%s)", (staging.opened[0].info.backend_pid,))
     due(conn)
     thread = staging.serve()
@@ -197,4 +197,4 @@ def test_job_enqueued_while_the_leader_was_awake_is_not_slept_over(conn: Connect
         return False
 
     staging.awake = awake
-    assert staging.stager.promote() <= 0.06
+    assert staging.stager.turn() <= 0.06
