@@ -10,8 +10,8 @@ with page as materialized (
       and (j.followed is not true or not exists (
           select from dispatcher.dependency d join dispatcher.job f on f.id = d.job_id
           where d.after_id = j.id and f.state in ('scheduled', 'blocked', 'pending', 'running')))
-      and (j.parent_id is null or not exists (
-          select from dispatcher.batch b where b.job_id = j.parent_id and b.ended_at is null))
+      and (j.parent_id is null or coalesce(
+          (select b.ended_at is not null from dispatcher.batch b where b.job_id = j.parent_id), true))
     for update of j skip locked
 ), gone as (
     delete from dispatcher.job j using expired e where j.id = e.id returning j.id, j.result_url
