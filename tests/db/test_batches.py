@@ -12,6 +12,7 @@ import pytest
 
 from dispatcher.db import Connection
 from dispatcher.job import State
+from dispatcher.queries import upkeep
 from tests.db.linking import Linking, batch, children, counts, in_threads
 from tests.db.running import enqueue, job, open_transaction, publish, state, value
 
@@ -343,3 +344,10 @@ def test_child_that_is_pruned_stays_counted(conn: Connection, linking: Linking) 
     assert row == (3, 3)
     conn.execute("delete from dispatcher.job where id = %s", (parent,))
     assert value(conn, "select count(*) from dispatcher.batch") == 0
+
+
+def test_blocked_jobs_and_open_batches_are_counted_for_the_metrics(conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 3)
+    enqueue(conn, after=parent)
+    counted = {(count.type, count.state): count.jobs for count in upkeep.count_jobs(linking.conn)}
+    assert counted == {("quick", "pending"): 3, ("quick", "blocked"): 1, ("batch", "running"): 1}
