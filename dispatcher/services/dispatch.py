@@ -159,16 +159,17 @@ class Dispatch:
             self._lanes.read(conn)
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
         room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
+        claimed = 0
         while takes := self._lanes.takes(conn, room=room, threads=self._free_threads()):
             if claimed := self._claim(conn, takes):
-                return claimed
+                break
             if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
                 self.looked_everywhere, self._cut_short = False, True
                 break
         if self._lanes.held and now >= self._throttle_due:
             self._throttle_due = now + THROTTLE_S
             claims.note_throttle(conn, {type: max(wait, 2 * THROTTLE_S) for type, wait in self._lanes.held.items()})
-        return 0
+        return claimed
 
     def patience(self, longest_s: float) -> float:
         """How long the leader may wait without a look: until a rate lets a job start that waits for nothing else."""
@@ -255,6 +256,10 @@ class Dispatch:
 
     def _read_controls(self, conn: Connection) -> None:
         self._control_due = self._clock() + CONTROL_S  # before, as above
+        if self._capacity.set_controls(claims.list_controls(conn)):
+            self._show_rules()
+            self.return_waiting(conn)  # what was claimed ahead by other rules
+            self._lanes.read_again()
         claims.note_bounds(
             conn,
             lease=self._lease_number,
@@ -262,10 +267,6 @@ class Dispatch:
             max_running=self._capacity.overall,
             threads=self._pool.threads,
         )
-        if self._capacity.set_controls(claims.list_controls(conn)):
-            self._show_rules()
-            self.return_waiting(conn)  # what was claimed ahead by other rules
-            self._lanes.read_again()
 
     def _show_rules(self) -> None:
         for type, rule in self._capacity.rules.items():

@@ -1,3 +1,8 @@
--- note_bounds: what the leader goes by, for people; only the leader's own row.
+-- note_bounds: what the leader goes by, for people; only the leader's own row, and not while somebody holds it locked.
 update dispatcher.lease l set max_running = %(max_running)s, threads = %(threads)s
-where l.number = %(lease)s and l.holder = %(replica)s and (l.max_running, l.threads) is distinct from (%(max_running)s::integer, %(threads)s::integer)
+from (
+    select f.number from dispatcher.lease f
+    where f.number = %(lease)s and f.holder = %(replica)s
+      and (f.max_running, f.threads) is distinct from (%(max_running)s::integer, %(threads)s::integer)
+    for no key update skip locked) free
+where l.number = free.number

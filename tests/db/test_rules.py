@@ -182,6 +182,15 @@ def test_rate_that_holds_jobs_back_is_shown(conn: Connection, leading: Leading) 
     assert leading.dispatch.patience(0.01) == 0.01
 
 
+def test_rate_that_holds_jobs_back_is_shown_while_others_run(conn: Connection, lease: Connection) -> None:
+    leading = Leading(lease, threads=2, executors=ALL)
+    fill(conn, "rated", "", 10)
+    fill(conn, "a", "", 10)
+    assert len(leading.round()) == 2
+    assert value(conn, "select held_until > now() from dispatcher.throttle where type = 'rated'")
+    assert value(conn, "select threads from dispatcher.lease") is None  # nobody holds the lease here
+
+
 def test_rate_changed_at_run_time(conn: Connection, leading: Leading) -> None:
     fill(conn, "rated", "", 100)
     control(conn, "rated", rate=100.0, burst=50)
