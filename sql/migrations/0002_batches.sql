@@ -567,7 +567,30 @@ begin
     end loop;
 end $$;
 
--- An ended batch runs again, since a job of it does. A callback that had started its way is followed by another one.
+-- Jobs that run again, and pending ones that come after them, wait again for those predecessors that have not ended now. A job
+-- that is locked is about to be claimed, and past waiting.
+create function dispatcher.block_again(ids bigint[]) returns void
+language plpgsql as $$
+begin
+    with concerned as (
+        select d.job_id from dispatcher.dependency d where d.job_id = any(ids)
+        union
+        select d.job_id from dispatcher.dependency d where d.after_id = any(ids)
+    ), free as materialized (
+        select w.id from concerned c join dispatcher.job w on w.id = c.job_id
+        where w.state = 'pending' for no key update of w skip locked
+    ), reopened as (
+        update dispatcher.dependency d set outcome = null
+        from free f, dispatcher.job p
+        where d.job_id = f.id and p.id = d.after_id and p.state not in ('succeeded', 'partial', 'failed', 'canceled')
+        returning d.job_id
+    ), waiting as (
+        update dispatcher.job j set state = 'blocked'
+        where j.id in (select r.job_id from reopened r) and j.state = 'pending' returning j.id)
+    insert into dispatcher.follow_up (job_id) select w.id from waiting w;
+end $$;
+
+-- An ended batch runs again, since a job of it does. A callback that has been claimed already is followed by another one.
 create function dispatcher.reopen_batch(batch_id bigint) returns void
 language plpgsql as $$
 begin
@@ -576,6 +599,7 @@ begin
         update dispatcher.job j
         set state = 'running', finished_at = null, result = null, cancel_requested = false
         where j.id = batch_id;
+        perform dispatcher.block_again(array[batch_id]);
         if exists (select from dispatcher.batch b
                    where b.job_id = batch_id and b.callback is not null and not exists (
                        select from dispatcher.dependency d
@@ -583,21 +607,6 @@ begin
             perform dispatcher.enqueue_callback(batch_id);
         end if;
     end if;
-end $$;
-
--- Jobs that run again wait again for those predecessors that have not ended now.
-create function dispatcher.block_again(ids bigint[]) returns void
-language plpgsql as $$
-begin
-    with reopened as (
-        update dispatcher.dependency d set outcome = null
-        from unnest(ids) as again (id), dispatcher.job j
-        where d.job_id = again.id and j.id = d.after_id and j.state not in ('succeeded', 'partial', 'failed', 'canceled')
-        returning d.job_id
-    ), waiting as (
-        update dispatcher.job j set state = 'blocked'
-        where j.id in (select r.job_id from reopened r) and j.state = 'pending' returning j.id)
-    insert into dispatcher.follow_up (job_id) select w.id from waiting w;
 end $$;
 
 -- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before.
@@ -624,7 +633,8 @@ begin
         where b.job_id = n.parent_id
     )
     select array_agg(a.id), bool_or(a.state <> 'scheduled') into revived, ended from again a;
-    if exists (select from dispatcher.dependency d where d.job_id = any(revived)) then
+    if exists (select from dispatcher.dependency d where d.job_id = any(revived))
+       or exists (select from dispatcher.dependency d where d.after_id = any(revived)) then
         perform dispatcher.block_again(revived);
     end if;
 exception when unique_violation then

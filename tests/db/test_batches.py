@@ -203,6 +203,19 @@ def test_retry_of_a_batch_runs_its_failed_children(conn: Connection, linking: Li
         conn.execute("select dispatcher.retry(%s)", (parent,))
 
 
+def test_callback_that_has_not_started_waits_for_the_second_end(conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 1, callback={"type": "slow"})
+    linking.run(State.FAILED)
+    assert value(conn, "select state from dispatcher.job where type = 'slow'") == State.PENDING
+    assert value(conn, "select dispatcher.retry(%s)", parent) == "running"
+    assert value(conn, "select state from dispatcher.job where type = 'slow'") == State.BLOCKED
+    linking.link()
+    assert linking.run(type="slow") == []
+    linking.run()
+    assert len(linking.run(type="slow")) == 1
+    assert value(conn, "select count(*) from dispatcher.job where type = 'slow'") == 1
+
+
 def test_retry_of_a_child_opens_its_batch_again(conn: Connection, linking: Linking) -> None:
     parent = batch(conn, 2)
     a, b = linking.claim().values()

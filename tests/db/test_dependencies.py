@@ -222,6 +222,32 @@ def test_retried_dependent_waits_again_for_what_has_not_ended(conn: Connection, 
     assert linking.run() == [c]
 
 
+def test_pending_job_waits_again_for_a_job_before_it_that_runs_again(conn: Connection, linking: Linking) -> None:
+    """Whichever of the two is retried first, the second does not run before the first."""
+    a = enqueue(conn)
+    b, anyway = enqueue(conn, after=a), enqueue(conn, after=a, on_failure="run")
+    linking.run(State.FAILED)
+    assert states(conn, b, anyway) == ["canceled", "pending"]
+    assert value(conn, "select dispatcher.retry(%s)", b) == "pending"
+    assert value(conn, "select dispatcher.retry(%s)", a) == "pending"
+    assert states(conn, b, anyway) == ["blocked", "blocked"]
+    linking.link()
+    assert linking.run() == [a]
+    assert sorted(linking.run()) == [b, anyway]
+
+
+def test_retry_by_filter_keeps_the_order_of_a_chain(conn: Connection, linking: Linking) -> None:
+    """It goes from the newest to the oldest."""
+    chain = [enqueue(conn)]
+    for _ in range(3):
+        chain.append(enqueue(conn, after=chain[-1]))
+    linking.run(State.FAILED)
+    assert states(conn, *chain) == ["failed", "canceled", "canceled", "canceled"]
+    assert value(conn, 'select retried from dispatcher.retry_where(\'{"state": ["failed", "canceled"]}\')') == 4
+    linking.link()
+    assert [linking.run() for _ in chain] == [[id] for id in chain]
+
+
 def test_retry_of_a_batch_keeps_the_order_of_its_jobs(conn: Connection, linking: Linking) -> None:
     parent = batch(conn, 1)
     (a,) = linking.claim().values()
