@@ -184,7 +184,11 @@ begin
     end if;
     if wanted.burst is not null and wanted.rate is null
        and not exists (select from dispatcher.type t where t.name = set_limit.type and t.rate is not null) then
-        raise exception using errcode = 'DJ004', message = 'option ''burst'' goes with a rate, and this type has none';
+        if not options ? 'burst' then  -- it goes with the rate that goes
+            wanted.burst := null;
+        else
+            raise exception using errcode = 'DJ004', message = 'option ''burst'' goes with a rate, and this type has none';
+        end if;
     end if;
     update dispatcher.control
     set max_running = wanted.max_running, tenant_max_running = wanted.tenant_max_running, rate = wanted.rate, burst = wanted.burst,

@@ -126,6 +126,8 @@ def test_burst_without_any_rate_is_refused(client: Client) -> None:
         client.set_limit("plain", burst=5)
     client.set_limit("plain", burst=5, rate=1)
     assert info(client, "plain").burst == 5
+    client.set_limit("plain", rate=None)
+    assert (info(client, "plain").rate, info(client, "plain").burst) == (None, None)
 
 
 def test_unknown_type_is_refused(client: Client, conn: psycopg.Connection[Any]) -> None:
