@@ -32,10 +32,11 @@ class Bucket:
         self._fill(now)
         self._tokens -= count
 
-    def wait_s(self, now: float) -> float:
-        """Seconds until there is a token; 0 if there is one."""
+    def wait_s(self, now: float, gather_s: float = 0.0) -> float:
+        """Seconds until there is a token; at least `gather_s`, in which more come together, unless it is full."""
         self._fill(now)
-        return max(0.0, (1.0 - self._tokens) / self._rate) if self._tokens + 1e-9 < 1.0 else 0.0
+        first = max(0.0, (1.0 - self._tokens) / self._rate) if self._tokens + 1e-9 < 1.0 else 0.0
+        return max(first, min(gather_s, (self._burst - self._tokens) / self._rate))
 
     def _fill(self, now: float) -> None:
         self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._rate)

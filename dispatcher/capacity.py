@@ -15,6 +15,7 @@ from dispatcher.inflight import InFlight
 from dispatcher.rules import Control, Rule, TypeTenant, rule_of
 
 UNLIMITED = 1_000_000
+GATHER_S = 0.005  # a fast rate's tokens gather so long: a round for each would cost more than the jobs
 
 
 class Capacity:
@@ -100,7 +101,7 @@ class Capacity:
     def wait_s(self, type: str, now: float) -> float:
         """Seconds until its rate lets a job of this type start."""
         bucket = self._bucket(type, now)
-        return 0.0 if bucket is None else bucket.wait_s(now)
+        return 0.0 if bucket is None else bucket.wait_s(now, GATHER_S)
 
     def started(self, counts: Mapping[str, int], now: float) -> None:
         """So many of each type were claimed."""

@@ -157,6 +157,8 @@ class Heart:
 
     def _turn(self) -> None:
         lease = self._lease
+        if lease.term is None:
+            self._dispatch.forget()
         if lease.conn is None:
             if not lease.connect():
                 return
@@ -215,6 +217,8 @@ class Heart:
         elif dispatch.room() <= 0:
             self._wait(self._heartbeat_s, clear=False)
             dispatch.return_stalled(conn)
+        elif (nap := dispatch.nap()) is not None:
+            self._wait(nap, clear=False)
         elif not dispatch.looked_everywhere:
             dispatch.read_again()
         elif dispatch.awake:

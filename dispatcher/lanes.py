@@ -8,14 +8,14 @@ priority is hidden no longer than that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 from dispatcher.capacity import Capacity
 from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.queries import claims
-from dispatcher.queries.claims import Claimed, Cursor, Lane, Take
+from dispatcher.queries.claims import Claimed, Cursor, FoundLane, Lane, Take
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
 MAX_SHARED = 20_000  # rows read to share the room among lanes
@@ -55,14 +55,20 @@ class Lanes:
         """Whether to read them from their start now."""
         return self._clock() >= self._read_again_at or not self._lanes
 
+    def due_in(self) -> float:
+        """Seconds until they are to be read from their start."""
+        return max(0.0, self._read_again_at - self._clock())
+
     def read(self, conn: Connection) -> None:
         """Finds every lane with a pending job."""
         began = self._clock()
         found = claims.list_lanes(conn) if self._aging_s is None else claims.list_aged_lanes(conn, self._aging_s)
         served = {one.lane: self._served.get(one.lane, 0) for one in found}
         self._served = {lane: turn for lane, turn in served.items() if turn}
+        if self._aging_s is not None:
+            found = share_waiting(found, served)
         # By priority, then who has waited longest for a turn, then age.
-        found.sort(key=lambda one: (one.head[0] // 1, served[one.lane], one.head[1]))
+        found.sort(key=lambda one: (one.head[0], served[one.lane], one.head[1]))
         self._lanes = {one.lane: one.start for one in found if self._registry.get(one.lane.type) is not None}
         self._types = {lane.type for lane in self._lanes}
         took = self._clock() - began
@@ -104,8 +110,12 @@ class Lanes:
 
     def _candidates(self, room: int, threads: int) -> list[Take]:
         """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
-        most = self._most(self._types if self._lanes else set(), threads)
+        most, late = self._most(self._types if self._lanes else set(), threads)
         slots = self._capacity.tenant_slots
+        self.held = {}
+        for lane in self._lanes if late else ():
+            if lane.type in late and slots(lane.type, lane.tenant) > 0:
+                self.held[lane.type] = late.pop(lane.type)
         candidates = (
             Take(lane, take, cursor, most[lane.type])
             for lane, cursor in self._lanes.items()
@@ -113,17 +123,16 @@ class Lanes:
         )
         return list(islice(candidates, max(MIN_LANES, LANES_PER_ROOM * room)))
 
-    def _most(self, types: set[str], threads: int) -> dict[str, int]:
-        """How many of each type may be claimed now."""
-        now, most = self._clock(), {}
-        self.held = {}
+    def _most(self, types: set[str], threads: int) -> tuple[dict[str, int], dict[str, float]]:
+        """How many of each type may be claimed now; of types with a slot, seconds until their rate lets one start."""
+        now, most, late = self._clock(), {}, {}
         for type in types:
             most[type] = slots = self._capacity.slots(type)
             if slots > 0 and (starts := self._capacity.starts(type, now)) is not None:
                 most[type] = min(slots, starts, max(1, threads))
                 if not starts:
-                    self.held[type] = self._capacity.wait_s(type, now)
-        return most
+                    late[type] = self._capacity.wait_s(type, now)
+        return most, late
 
     def _enough(self, takes: list[Take], room: int) -> bool:
         """Whether all of this may be claimed together."""
@@ -140,3 +149,18 @@ class Lanes:
                 or all(count <= self._capacity.tenant_slots(*lane) for lane, count in of_tenant.items())
             )
         )
+
+
+def share_waiting(found: list[FoundLane], served: Mapping[Lane, int]) -> list[FoundLane]:
+    """With aging on: what the heads of a priority's lanes have gained by waiting is that priority's as a whole, and its
+    lanes use it in turn. So an old backlog lifts its priority, and yet keeps no other tenant of that priority waiting.
+    """
+    by_priority: dict[int | None, list[FoundLane]] = {}
+    for one in found:
+        by_priority.setdefault(one.lane.priority, []).append(one)
+    shared = []
+    for lanes in by_priority.values():
+        gained = sorted(one.head[0] for one in lanes)
+        lanes.sort(key=lambda one: (served[one.lane], one.head[1]))
+        shared += [one._replace(head=(aged, one.head[1])) for aged, one in zip(gained, lanes, strict=True)]
+    return shared

@@ -178,7 +178,7 @@ class Replica:
             open_session=self._opener("stager"),
             leading=self.leading,
             awake=lambda: self._dispatch.awake,
-            promoted=self._dispatch.woken.set,
+            promoted=self._dispatch.heard,
             marked=lambda: self._linker.wake(),  # noqa: PLW0108 - made below
             poll_interval_s=s.poll_interval.total_seconds(),
             metrics=metrics,

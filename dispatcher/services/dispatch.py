@@ -6,6 +6,7 @@ may run.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -36,7 +37,6 @@ BURST_S = 0.01  # claims that follow within this are a burst: worth taking the a
 RECOUNT_S = 0.1  # what runs elsewhere is counted again after this
 CONTROL_S = 5.0  # what operators say is read again after this, should a notification have been lost
 THROTTLE_S = 1.0  # how often people are shown what a rate holds back
-GATHER_S = 0.005  # a fast rate's tokens gather so long: a round for each would cost more than the jobs
 
 
 class Pool(Protocol):
@@ -91,6 +91,8 @@ class Dispatch:
         self._capacity = Capacity(registry=registry, inflight=inflight)
         self._lanes = Lanes(registry=registry, capacity=self._capacity, aging_s=aging_s, clock=clock)
         self._term = 0
+        self._leading = False
+        self._news = False  # somebody enqueued, or may have
         self._recount_due = 0.0
         self._control_due = 0.0
         self._throttle_due = 0.0
@@ -110,7 +112,8 @@ class Dispatch:
     def set_limits(self, limits: Mapping[str, int]) -> None:
         """Limits from the settings: by type, `*` over all; they override the executors' own."""
         self._capacity.set_limits(limits)
-        self._show_rules()
+        if self._leading:
+            self._show_rules()
         self._control_due = 0.0
         self.woken.set()
 
@@ -124,11 +127,19 @@ class Dispatch:
         self._lanes.clear()
         self._capacity.begin()
         self._read_controls(conn)
-        self._show_rules()
         self._count_elsewhere(conn)
+        self._leading = True
+        self._show_rules()
+
+    def forget(self) -> None:
+        """This replica does not lead: it goes by no rules, and shows none."""
+        self._leading = False
+        for gauge in (self._metrics.limit, self._metrics.rate, self._metrics.paused):
+            gauge.clear()
 
     def heard(self) -> None:
-        """A notification: somebody enqueued, or a slot became free elsewhere."""
+        """Somebody enqueued, or a slot became free elsewhere. Any thread."""
+        self._news = True
         self._recount_due = 0.0
         self.woken.set()
 
@@ -140,13 +151,16 @@ class Dispatch:
     def recount(self) -> None:
         """What runs elsewhere has changed: count it before the next claim."""
         self._recount_due = self._control_due = 0.0
-        self._lanes.read_again()
+        self._news = True
         self.woken.set()
 
     def step(self, conn: Connection) -> int:
         """One round; returns how many jobs it claimed."""
         now = self._clock()
         self.looked_everywhere = self.busy = self._cut_short = False
+        if self._news:
+            self._news = False  # before the look: what is told from now on is looked at again
+            self._lanes.read_again()
         if now >= self._control_due:
             self._read_controls(conn)
         if self._capacity.shared and now >= self._recount_due:
@@ -173,7 +187,19 @@ class Dispatch:
 
     def patience(self, longest_s: float) -> float:
         """How long the leader may wait without a look: until a rate lets a job start that waits for nothing else."""
-        return min([longest_s, *(max(GATHER_S, wait) for wait in self._lanes.held.values())])
+        return min([longest_s, *self._lanes.held.values()])
+
+    def nap(self) -> float | None:
+        """How long to wait for a rate alone, with the lanes as they were read; None if they are to be looked at again.
+
+        A rate may let the next job start sooner than very many lanes can be read. None while enqueuers rely on us to
+        look.
+        """
+        wait = self.patience(math.inf)
+        if self.awake or self._news or self._cut_short or wait > self._lanes.due_in():
+            return None
+        self._claimed_at = 0.0  # a claim that follows a wait belongs to no burst
+        return wait
 
     def room(self) -> int:
         """How many jobs may be claimed now: as many as threads are free, and some ahead where the pool is quick."""
@@ -256,10 +282,16 @@ class Dispatch:
 
     def _read_controls(self, conn: Connection) -> None:
         self._control_due = self._clock() + CONTROL_S  # before, as above
-        if self._capacity.set_controls(claims.list_controls(conn)):
-            self._show_rules()
-            self.return_waiting(conn)  # what was claimed ahead by other rules
+        try:
+            changed = self._capacity.set_controls(claims.list_controls(conn))
+        except psycopg.Error:  # somebody's lock on the table, say: what one was told of must not wait for the next look
+            self._control_due = 0.0
+            raise
+        if changed:
+            if self._leading:
+                self._show_rules()
             self._lanes.read_again()
+            self.return_waiting(conn)  # what was claimed ahead by other rules
         claims.note_bounds(
             conn,
             lease=self._lease_number,

@@ -11,7 +11,7 @@ create table dispatcher.control (
     tenant text collate "C" not null default '',       -- '': the type as a whole; else that tenant's limit alone
     max_running integer check (max_running >= 1),
     tenant_max_running integer check (tenant_max_running >= 1),   -- of each tenant that has no row of its own
-    rate double precision check (rate > 0),
+    rate double precision check (rate between 0.000001 and 1000000),   -- so neither NaN nor infinity
     burst integer check (burst >= 1),
     paused_at timestamptz,
     paused_by text,

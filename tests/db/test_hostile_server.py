@@ -196,8 +196,8 @@ def test_client_enqueues_and_reads_a_euro_whatever_the_encoding(conn: Connection
 class Beating:
     """A heart that a test steps, in its term: its jobs only collect."""
 
-    def __init__(self, conn: Connection, lease: Lease, replica: int) -> None:
-        self.leading = Leading(conn, owner=replica)
+    def __init__(self, conn: Connection, lease: Lease, replica: int, leading: Leading | None = None) -> None:
+        self.leading = leading or Leading(conn, owner=replica)
         self.lease = lease
         self.began = 0
         self.heart = Heart(
