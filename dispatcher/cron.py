@@ -16,6 +16,7 @@ from cronsim import CronSim, CronSimError
 
 from dispatcher.errors import InvalidSchedule
 
+LONGEST = 1000  # characters of an expression
 TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
 MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up
 LOOK_BACK = (timedelta(minutes=5), timedelta(hours=5), timedelta(days=5), timedelta(days=70), timedelta(days=800))
@@ -37,7 +38,11 @@ class Cron:
             raise InvalidSchedule(
                 f"there is no time zone {zone!r:.100}: give a name such as Europe/Berlin or UTC"
             ) from None
-        if len(str(expression).split()) != 5:
+        if zone in ("localtime", "posixrules"):
+            raise InvalidSchedule(
+                f"the time zone {zone!r} differs from host to host: give a name such as Europe/Berlin"
+            )
+        if len(str(expression)) > LONGEST or len(str(expression).split()) != 5:
             raise InvalidSchedule(
                 "a cron expression has five fields: minute, hour, day of the month, month, day of the week;"
                 f" it is {expression!r:.100}"

@@ -47,6 +47,7 @@ class Due(NamedTuple):
     catch_up: str
     type: str
     next_at: datetime | None
+    since: datetime
     now: datetime
     in_s: float | None
 

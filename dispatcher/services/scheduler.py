@@ -26,6 +26,7 @@ log = logging.getLogger("dispatcher.scheduler")
 BATCH = 100
 LONGEST_S = 15.0  # without a look, should a notification have been lost
 BUSY_PAUSE_S = 0.1
+_OF_THE_JOB = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)  # a trigger of somebody, say
 COUNT_STOPPED_EVERY = 4  # looks
 
 
@@ -62,14 +63,16 @@ class Scheduler(Errand):
         try:
             cron = Cron.parse(due.cron, due.zone)
             if due.next_at is None:
-                return schedules.plan_schedule(conn, due, cron.after(due.now))
+                return schedules.plan_schedule(conn, due, cron.after(due.since))
             firing = catch_up(cron, due.catch_up, due.next_at, due.now)
             fired = schedules.fire_schedule(conn, due, firing.fires, firing.next_at)
         except InvalidSchedule as exc:
             self._stop_schedule(conn, due, str(exc))
             return True
+        except psycopg.errors.LockNotAvailable:
+            return False  # such as an open transaction with the job's unique key: the others must not wait for it
         except psycopg.Error as exc:
-            if exc.sqlstate not in BY_SQLSTATE:
+            if exc.sqlstate not in BY_SQLSTATE and not isinstance(exc, _OF_THE_JOB):
                 raise
             self._stop_schedule(conn, due, first_line(exc))  # such as a type that is gone
             return True

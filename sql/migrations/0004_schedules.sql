@@ -11,6 +11,7 @@ create table dispatcher.schedule (
     paused_at timestamptz,
     paused_by text,
     next_at timestamptz,                               -- null: the leader has yet to work it out
+    since timestamptz not null default now(),          -- from when on it counts: added, changed in its calendar, or resumed
     last_at timestamptz,                               -- the due time that was fired last
     last_job_id bigint,
     error text,                                        -- why the leader cannot work it out
@@ -90,7 +91,7 @@ begin
     end if;
     own_zone := coalesce(given ->> 'zone', 'UTC');
     own_catch_up := coalesce(given ->> 'catch_up', 'one');
-    if not exists (select from pg_timezone_names z where z.name = own_zone) then
+    if own_zone in ('localtime', 'posixrules') or not exists (select from pg_timezone_names z where z.name = own_zone) then
         raise exception using errcode = 'DJ011', message = format(
             'there is no time zone %L: give a name such as Europe/Berlin or UTC', left(own_zone, 100));
     end if;
@@ -115,7 +116,8 @@ begin
     on conflict (name) do update
     set cron = excluded.cron, zone = excluded.zone, type = excluded.type, payload = excluded.payload, options = excluded.options,
         catch_up = excluded.catch_up, error = null, changed_at = now(), changed_by = session_user,
-        next_at = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.next_at end;
+        next_at = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.next_at end,
+        since = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.since else now() end;
     perform dispatcher.announce_schedules();
 end $$;
 
@@ -159,7 +161,7 @@ begin
     if not found then
         perform dispatcher.raise_no_schedule(name);
     end if;
-    update dispatcher.schedule set paused_at = null, paused_by = null, error = null, next_at = null
+    update dispatcher.schedule set paused_at = null, paused_by = null, error = null, next_at = null, since = now()
     where name = resume_schedule.name and (paused_at is not null or error is not null);
     if not found then
         return false;
@@ -174,15 +176,13 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     found_row dispatcher.schedule;
-    job_id bigint;
 begin
-    select * into found_row from dispatcher.schedule where name = trigger_schedule.name for update;
+    select * into found_row from dispatcher.schedule where name = trigger_schedule.name;
     if not found then
         perform dispatcher.raise_no_schedule(name);
     end if;
-    job_id := dispatcher.enqueue(found_row.type, found_row.payload, found_row.options);
-    update dispatcher.schedule set last_job_id = job_id where name = trigger_schedule.name;
-    return job_id;
+    -- Its row is left alone: locked by an open transaction, it could not be fired.
+    return dispatcher.enqueue(found_row.type, found_row.payload, found_row.options);
 end $$;
 
 revoke all on function dispatcher.add_schedule(text, text, text, jsonb, jsonb), dispatcher.remove_schedule(text),

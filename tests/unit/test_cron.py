@@ -47,7 +47,18 @@ def test_due_times(expression: str, zone: str, start: str, expected: list[str]) 
 
 
 BAD: list[Any] = ["", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "* * * * 8"]
-BAD += ["*/0 * * * *", "5-1 * * * *", "a * * * *", "* * * FOO *", "@daily", "0 0 30 2 *", "0 0 30 FEB *", None, 5]
+BAD += [
+    "*/0 * * * *",
+    "5-1 * * * *",
+    "a * * * *",
+    "* * * FOO *",
+    "@daily",
+    "0 0 30 2 *",
+    "0 0 30 FEB *",
+    "1" * 5000 + " * * * *",
+    None,
+    5,
+]
 
 
 @pytest.mark.parametrize("expression", BAD)
@@ -58,10 +69,10 @@ def test_what_is_no_cron_expression_is_refused_in_one_line(expression: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "zone", ["", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "europe\0berlin", "x" * 300]
+    "zone", ["", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "localtime", "europe\0berlin", "x" * 300]
 )
 def test_zone_that_does_not_exist_is_refused(zone: str) -> None:
-    with pytest.raises(InvalidSchedule, match="there is no time zone"):
+    with pytest.raises(InvalidSchedule, match="time zone"):
         Cron.parse("* * * * *", zone)
 
 
