@@ -285,26 +285,29 @@ def test_walks_stop_where_they_may_and_failed_jobs_are_found_without_a_look_at_t
 ) -> None:
     find = statement("find_jobs").decode()
     with psycopg.connect(database, autocommit=True) as client:
-        for _ in range(7):  # also once there is a plan for any arguments
+        for turn in range(7):  # also once there is a plan for any arguments
+            # What earlier turns retried and purged may still be read: index entries stay until no snapshot needs them.
+            dead = 200 * turn
             (ids, following), rows = reads(client, find, **{**FIND, "limit": 50, "examine": 50_000})
             assert len(ids) == 50
             assert following == ids[-1]
             assert rows.keys() == {"job_pkey"}
-            assert rows["job_pkey"] <= 200
+            assert rows["job_pkey"] <= 200 + dead
             asked = {**FIND, "states": ["failed", "canceled"], "limit": 50, "examine": 50_000}
             (ids, following), rows = reads(client, find, **asked)
             assert len(ids) == 50
             assert rows.keys() == {"job_troubled"}
-            assert rows["job_troubled"] <= 200
+            assert rows["job_troubled"] <= 200 + dead
             (ids, following), rows = reads(client, find, **{**asked, "type": "none", "examine": 1000})
             assert (ids, following is None) == ([], False)
-            assert rows == {"job_troubled": 2000}
+            assert rows.keys() == {"job_troubled"}
+            assert 2000 <= rows["job_troubled"] <= 2000 + 2 * dead
             answer, rows = reads(client, """select dispatcher.count_ended('{"type": "none"}')""")
             assert answer == (0,)
             assert rows.keys() == {"job_troubled"}
             answer, rows = reads(client, """select * from dispatcher.retry_where('{"all": true, "limit": 100}')""")
             assert answer == (100, 0)
-            assert rows["job_troubled"] <= 400
+            assert rows["job_troubled"] <= 400 + 2 * dead
             assert rows["job_pkey"] <= 4_000
             assert rows.keys() <= {"job_troubled", "job_pkey", "job_lane"}
             for state, index in (("failed", "job_troubled"), ("succeeded", "job_pkey")):
