@@ -1,7 +1,6 @@
-"""Executors for tests of faults. Each notes when it begins and ends, in one write a line that no other can split."""
+"""Executors for tests of faults. Each notes when it begins and ends."""
 
 import ctypes
-import json
 import os
 import time
 from pathlib import Path
@@ -9,19 +8,15 @@ from pathlib import Path
 from dispatcher import Context, Job, executor
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
+from tests.events import append_event
 
 LOOK_S = 0.01
 AT_ONCE = Backoff(initial_s=0.05, maximum_s=0.05)
 
 
-def note(job: Job, what: str, **more: object) -> None:
-    """One event; CLOCK_MONOTONIC is the same for all processes of a host."""
-    event = {"t": time.monotonic(), "pid": os.getpid(), "job": job.id, "attempt": job.attempt, "what": what, **more}
-    fd = os.open(os.environ["TEST_EVENTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(fd, json.dumps(event).encode() + b"\n")
-    finally:
-        os.close(fd)
+def note(job: Job, what: str, why: str = "") -> None:
+    """One event in the file that the test reads."""
+    append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
 
 
 @executor("quick", max_attempts=20, backoff=AT_ONCE)

@@ -1,7 +1,6 @@
 """Real replicas for tests of faults: processes of `dispatcher run` with short timings, and what they leave behind."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+
+from tests.events import Event, read_events
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0  # for what should take milliseconds: the machine may be busy
@@ -39,18 +40,6 @@ def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(LOOK_S)
     return seen
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """A line that an executor of fault_jobs wrote."""
-
-    t: float
-    pid: int
-    job: int
-    attempt: int
-    what: str
-    why: str = ""
 
 
 class Replica:
@@ -244,11 +233,9 @@ class Fleet:
 
     def events(self, what: str | None = None, *, job: int | None = None, pid: int | None = None) -> list[Event]:
         """What the executors wrote, in the order of writing."""
-        lines = (self.folder / "events").read_text().splitlines()
-        events = [Event(**json.loads(line)) for line in lines]
         return [
             event
-            for event in events
+            for event in read_events(self.folder / "events")
             if what in (None, event.what) and job in (None, event.job) and pid in (None, event.pid)
         ]
 

@@ -1,0 +1,44 @@
+"""What executors under test did and when, in a file outside the database that outlives their processes.
+
+A reader may look while a line is being written, and a kernel that kills a writer cuts a write off at the end of a page.
+So each line has the same length, a part of a page's: it is there whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+from dispatcher import Job
+
+LINE_BYTES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A line that an executor wrote. `t` is CLOCK_MONOTONIC, the same for all processes of a host."""
+
+    t: float
+    pid: int
+    job: int
+    attempt: int
+    what: str
+    why: str = ""
+
+
+def append_event(path: Path, job: Job, what: str, why: str = "") -> None:
+    """One event, in one write."""
+    event = Event(time.monotonic(), os.getpid(), job.id, job.attempt, what, why[:100])
+    line = json.dumps(dataclasses.asdict(event)).encode().ljust(LINE_BYTES - 1) + b"\n"
+    assert len(line) == LINE_BYTES, line
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(fd, line)
+    finally:
+        os.close(fd)
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events so far, in the order of writing."""
+    return [Event(**json.loads(line)) for line in path.read_text().splitlines()]
