@@ -305,7 +305,8 @@ def check_line(number: int, line: str, fits: Fits | None) -> None:
 def describe_failure(job: JobInfo) -> str:
     """One line: how the job ended, and its last error."""
     last = job.errors[-1].get("message") if job.errors else None
-    return f"job {job.id} ({job.type}) {job.state} after {job.attempt} attempts" + (f": {last}" if last else "")
+    tries = "1 attempt" if job.attempt == 1 else f"{job.attempt} attempts"
+    return f"job {job.id} ({job.type}) {job.state} after {tries}" + (f": {last}" if last else "")
 
 
 def _refuse_constant(name: str) -> None:

@@ -6,6 +6,7 @@ A test run without a PostgreSQL fails: it never skips. The first test that wants
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ for _name in list(os.environ):
     ):
         del os.environ[_name]
 os.environ.pop("DATABASE_URL", None)
+# A shell's background jobs ignore SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -34,6 +37,13 @@ def pytest_report_header() -> str:
     except EmbeddedPostgresError as exc:
         return f"PostgreSQL: {exc}"
     return f"PostgreSQL {major_version(bindir)} in {bindir}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Replicas have deadlines to keep: two tests that start some do not run side by side."""
+    for item in items:
+        if item.path.parent.name == "system":
+            item.add_marker(pytest.mark.xdist_group("system"))
 
 
 @pytest.fixture(scope="session")

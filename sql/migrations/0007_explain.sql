@@ -308,7 +308,7 @@ begin
             dispatcher.explain_running(j.started_at, j.owner, j.attempt, j.timeout_s, j.cancel_requested, j.timed_out))];
     else
         reasons := array[dispatcher.reason('ended',
-            format('it has ended at %s', dispatcher.spell_time(j.finished_at))
+            format('it ended at %s', dispatcher.spell_time(j.finished_at))
             || case when j.state = 'succeeded' then '' else coalesce('; the last error: ' || dispatcher.spell_error(j.error), '') end,
             jsonb_build_object('state', j.state, 'at', j.finished_at, 'attempt', j.attempt, 'failures', j.failures,
                                'error', j.error ->> 'message'))];

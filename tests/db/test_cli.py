@@ -132,7 +132,7 @@ def test_standard_input_that_is_not_utf8_is_refused(run: Run) -> None:
         (["cancel", "2"], "job 2 has already ended, it is succeeded: it cannot be canceled"),
         (["wait", "1", "--timeout", "10ms"], "job 1 has not ended in time"),
         (["wait", "1", "--timeout", "-1s"], "is no duration"),
-        (["result", "3"], "job 3 (any) failed after 1 attempts: no \\x1b[31m luck \\n at all"),
+        (["result", "3"], "job 3 (any) failed after 1 attempt: no \\x1b[31m luck \\n at all"),
     ],
 )
 def test_missing_job_or_wrong_state_is_one_line(

@@ -274,7 +274,7 @@ def test_result_tells_how_the_job_ended(client: Client, conn: psycopg.Connection
     end(conn, id, "partial", result={"rows": 3}, error="one was bad")
     assert client.result(id) == {"rows": 3}
     end(conn, id, "failed", error="ValueError: " + UNICODE)
-    with pytest.raises(JobFailed, match="failed after 1 attempts: ValueError: äß"):
+    with pytest.raises(JobFailed, match="failed after 1 attempt: ValueError: äß"):
         client.result(id)
 
 
