@@ -24,6 +24,7 @@ from dispatcher.demo_jobs import EVENTS, LIMIT, TYPE, close_cut_off, most_at_onc
 from dispatcher.embedded import EmbeddedPostgres
 
 KILL_AT = 40.0  # percent of the import
+LATE = 4 * LIMIT  # small jobs that come just before the kill: on a slow machine the others may be done by then
 PATIENCE_S = 40.0  # for one step: nothing here should take a tenth of it
 LOOK_EVERY_S = 0.005  # what other processes do to a database offers nothing to wait on
 FAILOVER_MS = 2000  # a busy machine may take long; usually it is a twentieth of it
@@ -76,8 +77,10 @@ class Demo:
     def run(self, rows: int, jobs: int) -> None:
         """The story, and the checks at its end."""
         leader = self._elect()
-        import_id, small_ids = self._enqueue(rows, jobs)
+        late = min(jobs, LATE)
+        import_id, small_ids = self._enqueue(rows, jobs, late)
         progress = self._pass_the_middle(import_id)
+        small_ids += self._enqueue_small(jobs - late, jobs)
         killed = self._fleet.kill(leader)
         self._paper.event(f"kill -9 of the leader (pid {leader}), at {progress:.0f} % of the import")
         heir, first_ms = self._wait_for_heir(leader, killed)
@@ -104,13 +107,16 @@ class Demo:
             raise DemoFailed("somebody else leads")
         return leader.pid
 
-    def _enqueue(self, rows: int, jobs: int) -> tuple[int, list[int]]:
+    def _enqueue(self, rows: int, jobs: int, late: int) -> tuple[int, list[int]]:
         payload = {"path": self._csv.name, "table": "flights", "null": "NA", "batch_rows": max(100, rows // 150)}
         import_id = self._db.enqueue("bulk_import", payload)
-        ids = self._db.enqueue_many(TYPE, ({"n": n} for n in range(jobs)))
+        ids = self._enqueue_small(0, jobs - late)
         self._until("the import's start", lambda: self._db.get(import_id).state is State.RUNNING)
         self._paper.event(f"the import of {rows:,} rows runs; beside it {jobs} small jobs, at most {LIMIT} at once")
         return import_id, ids
+
+    def _enqueue_small(self, first: int, end: int) -> list[int]:
+        return self._db.enqueue_many(TYPE, ({"n": n} for n in range(first, end)))
 
     def _pass_the_middle(self, import_id: int) -> float:
         def progress() -> float | None:
