@@ -275,27 +275,25 @@ end $$;
 create function dispatcher.link(ids bigint[], o dispatcher.job_options) returns void
 language plpgsql as $$
 declare
+    least_new bigint;
     known bigint[];
 begin
     if o.parent is not null then
-        -- Only so can a cycle come about: an older job, the batch, comes to wait for a new one.
-        if o.after is not null then
-            if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-                raise exception using errcode = 'DJ004', message =
-                    'options ''parent'' and ''after'' together need a transaction that is READ COMMITTED';
-            end if;
-            perform pg_advisory_xact_lock(dispatcher.order_lock(), 0);
-            if dispatcher.waits_for(o.after, o.parent) then
-                raise exception using errcode = 'DJ004', message = format(
-                    'a cycle: the jobs of batch %s cannot run after job %s, which waits for that batch',
-                    o.parent, array_to_string(o.after, ', '));
-            end if;
-        end if;
         update dispatcher.batch b set total = b.total + cardinality(ids)
         where b.job_id = o.parent and b.ended_at is null and not b.cancel_requested;
         if not found then
             raise exception using errcode = 'DJ006', message = format(
                 'batch %s has ended or was canceled; it takes no more jobs', o.parent);
+        end if;
+        -- Nobody else knows a batch that this transaction made. With others one at a time draws such edges: after the batch's row, so
+        -- that two who add to one batch do not wait for each other.
+        if o.after is not null and not exists (
+            select from dispatcher.job j where j.id = o.parent and j.xmin = pg_current_xact_id()::xid) then
+            if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+                raise exception using errcode = 'DJ004', message =
+                    'options ''parent'' and ''after'' together need a transaction that is READ COMMITTED';
+            end if;
+            perform pg_advisory_xact_lock(dispatcher.order_lock(), 0);
         end if;
     end if;
     if o.after is not null then
@@ -303,13 +301,21 @@ begin
         -- the leader, looking at our own mark, finds the predecessor ended.
         perform from dispatcher.job j where j.id = any(o.after) and j.followed is not true order by j.id for no key update;
         update dispatcher.job j set followed = true where j.id = any(o.after) and j.followed is not true;
-        -- As a foreign key does: it may not be pruned before we commit.
-        known := array(select j.id from dispatcher.job j where j.id = any(o.after) and j.tenant = o.tenant for key share);
+        -- As a foreign key does: it may not be pruned before we commit. The new jobs themselves are there already, and count for nothing.
+        least_new := (select min(i) from unnest(ids) i);
+        known := array(select j.id from dispatcher.job j
+                       where j.id = any(o.after) and j.tenant = o.tenant and (j.id < least_new or j.id <> all(ids)) for key share);
         if cardinality(known) < cardinality(o.after) then
             raise exception using errcode = 'DJ004', message = format(
                 'option ''after'': there is no job %s%s',
                 (select min(a) from unnest(o.after) a where a <> all (known)),
                 case when o.tenant = '' then ' without a tenant' else format(' of tenant %L', o.tenant) end);
+        end if;
+        -- Only so can a cycle come about: an older job, the batch, comes to wait for a new one.
+        if o.parent is not null and dispatcher.waits_for(o.after, o.parent) then
+            raise exception using errcode = 'DJ004', message = format(
+                'a cycle: the jobs of batch %s cannot run after job %s, which waits for that batch',
+                o.parent, array_to_string(o.after, ', '));
         end if;
         insert into dispatcher.dependency (job_id, after_id, on_failure)
         select i, a, coalesce(o.on_failure, 'cancel') from unnest(ids) i cross join unnest(o.after) a;

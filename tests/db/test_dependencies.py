@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from dispatcher.db import Connection
 from dispatcher.job import State
+from tests.db.contenders import waits
 from tests.db.linking import Linking, batch, in_threads
 from tests.db.running import enqueue, job, open_transaction, publish, session, state, value
 
@@ -321,6 +323,55 @@ def test_two_halves_of_a_cycle_at_the_same_instant(dsn: str, conn: Connection, l
         refused = [result for result in results if isinstance(result, psycopg.Error)]
         assert len(refused) == 1
         assert "a cycle" in str(refused[0])
+
+
+def test_new_job_cannot_run_after_itself(conn: Connection, linking: Linking) -> None:
+    """Its row is there when predecessors are looked up, and ids can be guessed: it would wait for ever."""
+    for call in (
+        "enqueue('quick', '{}', '{\"after\": 1}')",
+        "enqueue_many('quick', array_fill('{}'::jsonb, array[3]), '{\"after\": 3}')",
+        "enqueue_many('quick', array_fill('{}'::jsonb, array[3]), '{\"after\": [7, 5]}')",
+        "enqueue_batch('quick', array_fill('{}'::jsonb, array[3]), '{\"after\": 10}')",
+    ):
+        with pytest.raises(psycopg.Error, match="there is no job") as caught:
+            conn.execute(f"select dispatcher.{call}".encode())
+        assert caught.value.sqlstate == "DJ004"
+    assert value(conn, "select last_value from dispatcher.job_id_seq") == 11  # each of them was one of its own
+    assert value(conn, "select count(*) from dispatcher.job") == 0
+
+
+def test_two_who_add_jobs_to_one_batch_do_not_lock_each_other_out(dsn: str, conn: Connection, linking: Linking) -> None:
+    p = batch(conn, 1)
+    (child,) = linking.claim()
+    with psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as two:
+        first = enqueue(one, parent=p)
+        answers: list[int] = []
+        other = threading.Thread(target=lambda: answers.append(enqueue(two, parent=p, after=child)))
+        other.start()
+        assert waits(conn, two.info.backend_pid, "transactionid")
+        second = enqueue(one, parent=p, after=first)
+        one.commit()
+        other.join()
+    assert states(conn, first, second, *answers) == ["pending", "blocked", "blocked"]
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+def test_new_batch_after_others_holds_nobody_up(dsn: str, conn: Connection, linking: Linking, level: str) -> None:
+    """Nobody can wait for it yet, so there is no cycle to be kept out, and no turn to be waited for."""
+    a = enqueue(conn)
+    with psycopg.connect(dsn) as own:
+        own.execute(f"set transaction isolation level {level}".encode())
+        p = batch(own, 2, after=a)
+        behind = enqueue(own, after=p)
+        with pytest.raises(psycopg.Error, match="a cycle"), own.transaction():
+            enqueue(own, parent=p, after=behind)
+        conn.execute("set lock_timeout = '2s'")
+        batch(conn, 2, after=enqueue(conn))
+        own.commit()
+    linking.link()
+    assert len(linking.run()) == 2
+    assert len(linking.run()) == 4
+    assert states(conn, p, behind) == ["succeeded", "pending"]
 
 
 def test_predecessor_that_somebody_deletes_holds_nobody_up(conn: Connection, linking: Linking) -> None:
