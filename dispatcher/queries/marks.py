@@ -55,7 +55,7 @@ def count_children(conn: Connection, ended: Mapping[int, Counter[str]]) -> set[i
 def resolve_dependencies(conn: Connection, *, ended: Sequence[int], looked: Sequence[int], batch: int) -> list[int]:
     """Lets those who wait for `ended`, and the waiting `looked`, see who has ended; them, one for each edge.
 
-    At most `batch` of those who wait for `ended`.
+    At most `batch` of either.
     """
     params = {"ended": list(ended), "looked": list(looked), "batch": batch}
     return [id for (id,) in conn.execute(statement("resolve_dependencies"), params)]

@@ -11,6 +11,7 @@ back.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,7 +22,8 @@ from dispatcher.queries import marks as statements
 from dispatcher.queries.marks import Mark
 
 BATCH = 5000  # marks in one transaction
-EDGES = 20_000  # and jobs let go in one statement, which must end well within statement_timeout
+EDGES = 20_000  # and edges seen to in one statement, which must end well within statement_timeout
+LATE_S, SHARE = 1.0, 20  # a look behind the marks taken last, past index entries of old ones, takes one part in so many
 MANY, PACE_S = 50, 0.02  # while so many come at once, more shall come together: each transaction costs the same
 BUSY_PAUSE_S = 0.1
 IDLE_S = 60.0  # the stager looks for marks together with due jobs: this is no poll
@@ -38,17 +40,20 @@ class Linker(Errand):
         released: Callable[[], None],
         metrics: Metrics,
         stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(open_session=open_session, leading=leading, metrics=metrics, stop=stop)
         self._released = released
+        self._clock = clock
         self._after = 0  # the last mark taken in this burst
+        self._late_due = 0.0  # when to look for marks before that
 
     def work(self, conn: Connection) -> float:
         """Works off one group of marks."""
         with conn.transaction():
             if not statements.take_follow_lock(conn):
                 return BUSY_PAUSE_S
-            taken = statements.take_marks(conn, after=self._after, batch=BATCH)
+            taken = self._take(conn)
             put_back, news = self._work_off(conn, taken) if taken else ([], False)
             if put_back:
                 statements.put_marks(conn, put_back)
@@ -57,8 +62,7 @@ class Linker(Errand):
         if news:
             self._released()
         if len(taken) > len(put_back):
-            # Go on behind these; what they led to has left marks behind them. A mark that was committed late is found
-            # once a burst is over.
+            # Go on behind these; what they led to has left marks behind them.
             self._after = max(mark.id for mark in taken)
             if MANY <= len(taken) < BATCH:
                 self._stop.wait(PACE_S)
@@ -68,6 +72,18 @@ class Linker(Errand):
             return BUSY_PAUSE_S if put_back else 0.0
         return IDLE_S
 
+    def _take(self, conn: Connection) -> list[Mark]:
+        """The next marks. One that was committed late has a number before those, and a burst may not end for hours."""
+        started = self._clock()
+        if started >= self._late_due:
+            self._after = 0
+        fresh = self._after == 0
+        taken = statements.take_marks(conn, after=self._after, batch=BATCH)
+        if fresh:
+            ended = self._clock()
+            self._late_due = ended + max(LATE_S, SHARE * (ended - started))
+        return taken
+
     def _work_off(self, conn: Connection, taken: list[Mark]) -> tuple[list[Mark], bool]:
         """The marks that are to be put back, and whether anything can run now or has ended."""
         put_back = self._count_children(conn, taken)
@@ -76,9 +92,11 @@ class Linker(Errand):
         waiting = statements.resolve_dependencies(
             conn, ended=[mark.job_id for mark in ended], looked=looked, batch=EDGES
         )
-        if len(waiting) >= EDGES:  # there may be more of them; the children of these are counted already
-            put_back += [mark._replace(parent_id=None) for mark in ended]
-        dependents = {*waiting, *looked}
+        dependents = set(waiting)
+        if len(waiting) >= EDGES:  # there may be more; the children of these are counted already
+            put_back += [mark._replace(parent_id=None) for mark in taken]
+        else:
+            dependents.update(looked)
         released, locked = statements.release_dependents(conn, dependents) if dependents else ({}, set())
         # A look at a batch's own job serves one that could not be ended before.
         batches = {mark.parent_id for mark in ended if mark.parent_id is not None}.union(looked)

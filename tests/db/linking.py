@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.db.running import OWNER, TERM, as_job, session, value
 class Linking:
     """Claims, settles and links on sessions as the daemon's; `released` counts what it told of new work."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.conn = session(dsn)
         self.released = 0
         self.metrics = Metrics()
@@ -31,6 +32,7 @@ class Linking:
             released=self._count,
             metrics=self.metrics,
             stop=threading.Event(),
+            clock=clock,
         )
 
     def _count(self) -> None:

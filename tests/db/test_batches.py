@@ -13,6 +13,7 @@ import pytest
 from dispatcher.db import Connection
 from dispatcher.job import State
 from dispatcher.queries import upkeep
+from tests.db.contenders import Clock
 from tests.db.linking import Linking, batch, children, counts, in_threads
 from tests.db.running import enqueue, job, open_transaction, publish, state, value
 
@@ -20,9 +21,14 @@ FINAL = [State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELED]
 
 
 @pytest.fixture
-def linking(dsn: str, conn: Connection) -> Iterator[Linking]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def linking(dsn: str, conn: Connection, clock: Clock) -> Iterator[Linking]:
     publish(conn)
-    linking = Linking(dsn)
+    linking = Linking(dsn, clock=clock)
     yield linking
     linking.close()
 
@@ -98,6 +104,28 @@ def test_mark_committed_late_is_found(dsn: str, conn: Connection, linking: Linki
         late.commit()
     linking.link()
     assert state(conn, parent) == State.SUCCEEDED
+
+
+def test_mark_committed_late_is_found_while_others_keep_coming(
+    dsn: str, conn: Connection, linking: Linking, clock: Clock
+) -> None:
+    """Where jobs end all day there is no moment in which all marks have been worked off."""
+    parent = batch(conn, 20)
+    first, *rest = linking.claim().values()
+    waiting = enqueue(conn, after=first.id)
+    linking.link()
+    with open_transaction(
+        dsn, f"update dispatcher.job set state = 'succeeded', finished_at = now() where id = {first.id}"
+    ) as late:
+        linking.end(rest.pop())
+        assert linking.linker.turn() == 0.0
+        late.commit()
+    for _ in range(5):
+        clock.now += 0.3
+        linking.end(rest.pop())
+        assert linking.linker.turn() == 0.0
+    assert state(conn, waiting) == State.PENDING
+    assert counts(conn, parent) == {"running": 13, "succeeded": 7}
 
 
 def test_linker_that_dies_in_the_middle_has_done_nothing(

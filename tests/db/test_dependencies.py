@@ -187,6 +187,35 @@ def test_more_than_a_statement_may_hold_are_released_bit_by_bit(
     assert set(states(conn, *waiting)) == {"pending"}
 
 
+def test_edges_that_a_statement_may_not_hold_are_seen_to_bit_by_bit(
+    conn: Connection, linking: Linking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many jobs after many that have ended already: in one statement they could exceed its time-out, again and again."""
+    monkeypatch.setattr("dispatcher.services.linker.EDGES", 50)
+    query = (
+        "select array_agg(id) from dispatcher.enqueue_many('quick', array_fill('{}'::jsonb, array[%s]), %s::jsonb) id"
+    )
+    before = value(conn, query, 20, "{}")
+    for one in linking.claim().values():
+        linking.end(one, State.FAILED if one.id == before[-1] else State.SUCCEEDED)
+    behind = value(conn, query, 30, json.dumps({"after": before[:-1]}))
+    broken = value(conn, query, 10, json.dumps({"after": before}))
+    conn.execute("create table seen (n bigint)")
+    conn.execute(
+        "create function see() returns trigger language plpgsql security definer as $$ begin"
+        " insert into public.seen select count(*) from changed; return null; end $$"
+    )
+    conn.execute(
+        "create trigger see after update on dispatcher.dependency referencing new table as changed"
+        " for each statement execute function see()"
+    )
+    for _ in range(40):
+        linking.link()
+    assert value(conn, "select max(n) from seen") == 50
+    assert (set(states(conn, *behind)), set(states(conn, *broken))) == ({"pending"}, {"canceled"})
+    assert value(conn, "select count(*) from dispatcher.follow_up") == 0
+
+
 def test_dependent_that_a_user_holds_is_passed_by(dsn: str, conn: Connection, linking: Linking) -> None:
     a = enqueue(conn)
     held, free = enqueue(conn, after=a), enqueue(conn, after=a)
