@@ -573,7 +573,7 @@ begin
     end loop;
 end $$;
 
--- Jobs that run again, and pending ones that come after them, wait again for those predecessors that have not ended now. A job
+-- Jobs that run again, and those after them that have not started, wait again for the predecessors that have not ended now. A job
 -- that is locked is about to be claimed, and past waiting.
 create function dispatcher.block_again(ids bigint[]) returns void
 language plpgsql as $$
@@ -583,17 +583,18 @@ begin
         union
         select d.job_id from dispatcher.dependency d where d.after_id = any(ids)
     ), free as materialized (
-        select w.id from concerned c join dispatcher.job w on w.id = c.job_id
-        where w.state = 'pending' for no key update of w skip locked
+        select w.id, w.state from concerned c join dispatcher.job w on w.id = c.job_id
+        where w.state in ('pending', 'blocked') or (w.state = 'scheduled' and w.attempt = 0) for no key update of w skip locked
     ), reopened as (
         update dispatcher.dependency d set outcome = null
         from free f, dispatcher.job p
-        where d.job_id = f.id and p.id = d.after_id and p.state not in ('succeeded', 'partial', 'failed', 'canceled')
+        where d.job_id = f.id and (d.outcome is not null or f.state <> 'blocked')
+          and p.id = d.after_id and p.state not in ('succeeded', 'partial', 'failed', 'canceled')
         returning d.job_id
     ), waiting as (
         update dispatcher.job j set state = 'blocked'
-        where j.id in (select r.job_id from reopened r) and j.state = 'pending' returning j.id)
-    insert into dispatcher.follow_up (job_id) select w.id from waiting w;
+        where j.id in (select r.job_id from reopened r) and j.state in ('pending', 'scheduled'))
+    insert into dispatcher.follow_up (job_id) select distinct r.job_id from reopened r;
 end $$;
 
 -- An ended batch runs again, since a job of it does. A callback that has been claimed already is followed by another one.

@@ -244,6 +244,15 @@ def test_callback_that_has_not_started_waits_for_the_second_end(conn: Connection
     assert value(conn, "select count(*) from dispatcher.job where type = 'slow'") == 1
 
 
+def test_callback_that_is_not_due_yet_waits_for_the_second_end(conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 1, callback={"type": "slow", "options": {"delay": "1h"}})
+    linking.run(State.FAILED)
+    assert value(conn, "select state from dispatcher.job where type = 'slow'") == State.SCHEDULED
+    assert value(conn, "select dispatcher.retry(%s)", parent) == "running"
+    linking.run()
+    assert value(conn, "select array_agg(state) from dispatcher.job where type = 'slow'") == ["scheduled"]
+
+
 def test_retry_of_a_child_opens_its_batch_again(conn: Connection, linking: Linking) -> None:
     parent = batch(conn, 2)
     a, b = linking.claim().values()

@@ -10,12 +10,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from dispatcher.sql import statement
 
 from dispatcher.db import Connection
 from dispatcher.job import State
+from dispatcher.outcome import Outcome
+from dispatcher.queries import outcomes
 from tests.db.contenders import waits
 from tests.db.linking import Linking, batch, in_threads
-from tests.db.running import enqueue, job, open_transaction, publish, session, state, value
+from tests.db.running import as_job, enqueue, job, open_transaction, publish, session, state, value
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ def test_more_than_a_statement_may_hold_are_released_bit_by_bit(
 def test_edges_that_a_statement_may_not_hold_are_seen_to_bit_by_bit(
     conn: Connection, linking: Linking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many jobs after many that have ended already: in one statement they could exceed its time-out, again and again."""
+    """Many jobs after many that have ended: in one statement they could exceed its time-out, again and again."""
     monkeypatch.setattr("dispatcher.services.linker.EDGES", 50)
     query = (
         "select array_agg(id) from dispatcher.enqueue_many('quick', array_fill('{}'::jsonb, array[%s]), %s::jsonb) id"
@@ -265,6 +268,68 @@ def test_pending_job_waits_again_for_a_job_before_it_that_runs_again(conn: Conne
     linking.link()
     assert linking.run() == [a]
     assert sorted(linking.run()) == [b, anyway]
+
+
+@pytest.mark.parametrize("end", [State.FAILED, State.PARTIAL])
+def test_blocked_job_waits_again_for_a_job_before_it_that_runs_again(
+    conn: Connection, linking: Linking, end: State
+) -> None:
+    """It waits for another one as well, and has seen this one end."""
+    a, other = enqueue(conn), enqueue(conn, "slow")
+    b = enqueue(conn, after=[a, other], on_failure="run")
+    linking.run(end)
+    assert value(conn, "select dispatcher.retry(%s)", a) == "pending"
+    linking.run(type="slow")
+    assert states(conn, a, b) == ["pending", "blocked"]
+    assert linking.run() == [a]
+    assert linking.run() == [b]
+
+
+def test_scheduled_job_waits_again_for_a_job_before_it_that_runs_again(conn: Connection, linking: Linking) -> None:
+    a = enqueue(conn)
+    b = enqueue(conn, after=a, on_failure="run", delay="1h")
+    linking.run(State.FAILED)
+    due = value(conn, "select run_at from dispatcher.job where id = %s", b)
+    assert state(conn, b) == State.SCHEDULED
+    assert value(conn, "select dispatcher.retry(%s)", a) == "pending"
+    assert states(conn, a, b) == ["pending", "blocked"]
+    linking.link()
+    assert linking.run() == [a]
+    assert state(conn, b) == State.SCHEDULED
+    assert value(conn, "select run_at from dispatcher.job where id = %s", b) == due
+
+
+def test_job_between_tries_goes_on_when_one_before_it_runs_again(conn: Connection, linking: Linking) -> None:
+    a = enqueue(conn)
+    b = enqueue(conn, after=a, on_failure="run")
+    linking.run(State.FAILED)
+    (claimed,) = linking.claim().values()
+    outcomes.reschedule_jobs(conn, [Outcome.snooze(as_job(claimed), 3600.0)])
+    assert value(conn, "select dispatcher.retry(%s)", a) == "pending"
+    assert states(conn, a, b) == ["pending", "scheduled"]
+
+
+def test_retry_between_the_look_at_a_job_and_its_release(
+    conn: Connection, linking: Linking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, other = enqueue(conn), enqueue(conn, "slow")
+    b = enqueue(conn, after=[a, other], on_failure="run")
+    linking.run(State.FAILED)
+    (claimed,) = linking.claim("slow").values()
+    linking.end(claimed)
+
+    def retry_first(name: str) -> Any:
+        if name == "release_dependents":
+            conn.execute("select dispatcher.retry(%s)", (a,))
+        return statement(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dispatcher.queries.marks.statement", retry_first)
+        linking.linker.turn()
+    assert states(conn, a, b) == ["pending", "blocked"]
+    linking.link()
+    assert linking.run() == [a]
+    assert linking.run() == [b]
 
 
 def test_retry_by_filter_keeps_the_order_of_a_chain(conn: Connection, linking: Linking) -> None:
