@@ -416,24 +416,27 @@ begin
         o.tenant := dispatcher.parent_tenant(o);
     end if;
     new_ids := array(select nextval('dispatcher.job_id_seq') from generate_series(1, many));
-    answers := array_fill(null::bigint, array[many]);
     loop
-        -- In the keys' order: two callers with the same keys must not wait for each other in a circle.
-        insert into dispatcher.job (id, type, tenant, state, priority, run_at, max_attempts, timeout_s, unique_key, parent_id, payload)
-        overriding system value
-        select p.id, enqueue_many_unique.type, o.tenant,
-               case when o.after is not null then 'blocked' when o.run_at > now() then 'scheduled' else 'pending' end,
-               o.priority, o.run_at, o.max_attempts, o.timeout_s, p.key, o.parent, p.payload
-        from unnest(payloads, o.unique_keys, new_ids, answers) as p (payload, key, id, answer)
-        where p.answer is null order by p.key, p.id
-        on conflict (type, live_key) where live_key is not null do nothing;
-        -- Subqueries, not joins: a caller's planner might read the whole table for a join.
-        answers := array(
-            select coalesce(p.answer, case when p.key is null then p.id else coalesce(
-                (select made.id from dispatcher.job made where made.id = p.id),
-                (select old.id from dispatcher.job old where old.type = enqueue_many_unique.type and old.live_key = p.key)) end)
-            from unnest(o.unique_keys, new_ids, answers) with ordinality as p (key, id, answer, position) order by p.position);
-        exit when array_position(answers, null) is null;  -- else one ended in between: insert again
+        begin
+            -- In the keys' order: two callers with the same keys must not wait for each other in a circle.
+            insert into dispatcher.job (id, type, tenant, state, priority, run_at, max_attempts, timeout_s, unique_key, parent_id, payload)
+            overriding system value
+            select p.id, enqueue_many_unique.type, o.tenant,
+                   case when o.after is not null then 'blocked' when o.run_at > now() then 'scheduled' else 'pending' end,
+                   o.priority, o.run_at, o.max_attempts, o.timeout_s, p.key, o.parent, p.payload
+            from unnest(payloads, o.unique_keys, new_ids) as p (payload, key, id) order by p.key, p.id
+            on conflict (type, live_key) where live_key is not null do nothing;
+            -- Subqueries, not joins: a caller's planner might read the whole table for a join.
+            answers := array(
+                select case when p.key is null then p.id else coalesce(
+                    (select made.id from dispatcher.job made where made.id = p.id),
+                    (select old.id from dispatcher.job old where old.type = enqueue_many_unique.type and old.live_key = p.key)) end
+                from unnest(o.unique_keys, new_ids) with ordinality as p (key, id, position) order by p.position);
+            exit when array_position(answers, null) is null;
+            -- Else one ended in between. All over again: to add its key behind greater ones would leave their order.
+            raise exception using errcode = 'AGAIN', message = 'a job ended in between';
+        exception when sqlstate 'AGAIN' then null;
+        end;
     end loop;
     if o.parent is not null or o.after is not null then
         perform dispatcher.link(array(select n from unnest(new_ids, answers) as p (n, a) where n = a), o);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 from dispatcher import Client
 from dispatcher.db import Connection
 from dispatcher.errors import InvalidOption
+from tests.db.contenders import waits
 from tests.db.linking import in_threads
 from tests.db.running import enqueue, publish, value
 
@@ -56,6 +58,41 @@ def test_fifty_callers_with_the_same_keys_in_different_orders(dsn: str, conn: Co
     answers = in_threads(*(lambda turn=turn: call(turn) for turn in range(50)))
     assert all(answer == answers[0] for answer in answers), answers
     assert value(conn, "select count(*) from dispatcher.job") == len(keys)
+
+
+def test_job_that_ends_while_its_key_is_looked_for_locks_nobody_out(dsn: str, conn: Connection) -> None:
+    """Its key is free then, and to be taken after all: behind greater keys, which another caller waits for."""
+    publish(conn)
+    ends = enqueue(conn, unique_key="a")
+    conn.execute(
+        "create function hold() returns trigger language plpgsql as"
+        " $$ begin perform pg_advisory_xact_lock_shared(77); return null; end $$"
+    )
+    conn.execute("create trigger hold after insert on dispatcher.job for each statement execute function hold()")
+    answers: dict[str, Any] = {}
+
+    def call(name: str, own: psycopg.Connection[Any]) -> None:
+        answers[name] = many(own, ["b", "a"])
+
+    with (
+        psycopg.connect(dsn, autocommit=True) as gate,
+        psycopg.connect(dsn, autocommit=True) as one,
+        psycopg.connect(dsn, autocommit=True) as two,
+    ):
+        gate.execute("select pg_advisory_lock(77)")
+        first = threading.Thread(target=call, args=("one", one))
+        first.start()
+        assert waits(conn, one.info.backend_pid, "advisory")  # it has seen that the key is taken
+        conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = %s", (ends,))
+        second = threading.Thread(target=call, args=("two", two))
+        second.start()
+        assert waits(conn, two.info.backend_pid, "transactionid")
+        gate.execute("select pg_advisory_unlock(77)")
+        first.join()
+        second.join()
+    assert answers["one"][0] == answers["two"][0]
+    assert sorted(created for _, new in answers.values() for created in new) == [False, False, True, True]
+    assert value(conn, "select count(*) from dispatcher.job") == 3
 
 
 def test_fifty_callers_with_one_key_make_one_job(dsn: str, conn: Connection) -> None:
