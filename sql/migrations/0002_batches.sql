@@ -89,7 +89,7 @@ when (current_setting('dispatcher.signaled', true) is distinct from '1'
       and set_config('dispatcher.signaled', '1', true) = '1')
 execute function dispatcher.signal();
 
--- What refers to a job goes with it. Nobody waits for ever for a job that was deleted.
+-- What refers to a job goes with it. Nobody waits for ever for a job that was deleted: in its batch it counts as canceled.
 create function dispatcher.tidy() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -99,6 +99,9 @@ begin
         where d.after_id = g.id and d.outcome is null and g.state in ('succeeded', 'partial', 'failed', 'canceled'))
     insert into dispatcher.follow_up (job_id)
     select d.job_id from gone g join dispatcher.dependency d on d.after_id = g.id where d.outcome is null;
+    insert into dispatcher.follow_up (job_id, parent_id, became)
+    select g.id, g.parent_id, 'canceled' from gone g
+    where g.parent_id is not null and g.state in ('scheduled', 'blocked', 'pending', 'running');
     delete from dispatcher.dependency d using gone g where d.job_id = g.id;
     delete from dispatcher.batch b using gone g where b.job_id = g.id;
     return null;
@@ -484,7 +487,8 @@ begin
     values ('batch', o.tenant, 'running', o.priority, now(), 1, jsonb_build_object('type', enqueue_batch.type))
     returning job.id into batch_id;
     insert into dispatcher.batch (job_id, total, callback) values (batch_id, 0, o.callback);
-    perform dispatcher.enqueue_many_unique(type, payloads, options - 'callback' || jsonb_build_object('parent', batch_id));
+    perform dispatcher.enqueue_many_unique(
+        type, payloads, coalesce(options, '{}') - 'callback' || jsonb_build_object('parent', batch_id));
     if o.callback is not null then
         perform dispatcher.enqueue_callback(batch_id);
     end if;
@@ -677,6 +681,10 @@ begin
             then format('batch %s has no failed or canceled jobs that could be retried', retry.id)
             else format('job %s is %s; only failed, partial, canceled and scheduled jobs can be retried', retry.id,
                         (select j.state from dispatcher.job j where j.id = retry.id)) end;
+    end if;
+    if job.is_batch then  -- what was still being canceled ends so; what runs again is no more asked to
+        update dispatcher.batch b set cancel_requested = false where b.job_id = retry.id and b.cancel_requested;
+        update dispatcher.job j set cancel_requested = false where j.id = retry.id and j.cancel_requested;
     end if;
     if done.ended and (job.is_batch or job.parent_id is not null) then
         perform dispatcher.reopen_batch(coalesce(job.parent_id, retry.id));

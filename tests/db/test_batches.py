@@ -188,6 +188,20 @@ def test_cancel_stops_what_is_open(conn: Connection, linking: Linking) -> None:
     assert value(conn, "select dispatcher.cancel(%s)", parent) == "canceled"
 
 
+def test_batch_that_is_retried_while_it_is_being_canceled_is_open_again(conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 3)
+    (runs,) = linking.claim(take=1).values()
+    conn.execute("select dispatcher.cancel(%s)", (parent,))
+    linking.link()
+    assert value(conn, "select dispatcher.retry(%s)", parent) == "running"
+    assert not value(conn, "select cancel_requested from dispatcher.batches where id = %s", parent)
+    assert not job(conn, parent)["cancel_requested"]
+    enqueue(conn, parent=parent)
+    linking.end(runs, State.CANCELED)  # it was asked to stop before
+    linking.run()
+    assert (state(conn, parent), counts(conn, parent)) == (State.PARTIAL, {"canceled": 1, "succeeded": 3})
+
+
 def test_cancel_beside_claims_leaves_nothing_open(dsn: str, conn: Connection, linking: Linking) -> None:
     """A child may come from pending to running while the batch is canceled: it is asked to stop then."""
     for _ in range(10):
@@ -377,6 +391,27 @@ def test_batch_of_many_in_one_transaction(conn: Connection, linking: Linking) ->
             )
     linking.link()
     assert (state(conn, parent), counts(conn, parent)) == (State.SUCCEEDED, {"succeeded": 20_000})
+
+
+def test_batch_with_options_that_are_null(conn: Connection, linking: Linking) -> None:
+    parent = value(conn, "select dispatcher.enqueue_batch('quick', array['{}']::jsonb[], null)")
+    assert counts(conn, parent) == {"pending": 1}
+    linking.run()
+    assert state(conn, parent) == State.SUCCEEDED
+
+
+def test_open_child_that_somebody_deletes_counts_as_canceled(conn: Connection, linking: Linking) -> None:
+    """Nothing else could ever end its batch, not even a cancel."""
+    parent = batch(conn, 2)
+    gone, _ = children(conn, parent)
+    conn.execute("delete from dispatcher.job where id = %s", (gone,))
+    row = conn.execute("select total, pending, blocked, canceled from dispatcher.batches").fetchone()
+    assert row == (2, 1, 0, 1)
+    linking.run()
+    assert state(conn, parent) == State.PARTIAL
+    conn.execute("delete from dispatcher.job")
+    linking.link()
+    assert value(conn, "select count(*) from dispatcher.follow_up") == 0
 
 
 def test_nobody_enqueues_or_executes_the_type_of_batches(conn: Connection, linking: Linking) -> None:
