@@ -26,6 +26,7 @@ from dispatcher.options import (
     parse_payload,
     seconds,
 )
+from dispatcher.outcome import encode
 from dispatcher.queries import fleet, jobs, schedules
 from dispatcher.queries.operation import Operation, Pause
 from dispatcher.schema_check import compile_schema
@@ -156,21 +157,31 @@ class Operations:
         """The first chunk makes the batch, the others join it."""
         if options.get("parent") is not None or options.get("unique_key") is not None:
             raise InvalidOption("options parent and unique_key do not go with a batch")
-        more = {} if callback is None else {"callback": encode_callback(callback)}
-        id, count, encoded = 0, 0, ""
+        given = json.loads(encode_options(options))  # once: `after` may be an iterator
+        first = encode(given if callback is None else given | {"callback": (yield from self._callback(callback))})
+        id, count, more = 0, 0, ""
         for numbers, chunk in chunks:
             if not chunk:
                 continue
             if not id:
-                first = jobs.enqueue_batch(type, chunk, encode_options(options, **more))
-                id = yield from _numbered(first, noun, numbers)
-                encoded = encode_options(options, parent=id)
+                id = yield from _numbered(jobs.enqueue_batch(type, chunk, first), noun, numbers)
+                more = encode(given | {"parent": id})
             else:
-                yield from _numbered(jobs.enqueue_many_jobs(type, chunk, encoded), noun, numbers)
+                yield from _numbered(jobs.enqueue_many_jobs(type, chunk, more), noun, numbers)
             count += len(numbers)
         if not id:
             raise InvalidOption("a batch needs at least one job")
         return id, count
+
+    def _callback(self, callback: str | Callback) -> Operation[dict[str, Any]]:
+        """What SQL knows as the option `callback`, checked as any job."""
+        encoded = encode_callback(callback)
+        try:
+            if fits := (yield from self._fits(_checked_type(encoded["type"]))):
+                fits(encoded["payload"])
+        except (InvalidPayload, UnknownType) as exc:
+            raise exc.__class__(f"callback: {exc}") from None
+        return encoded
 
     def _texts(self, type: str, payloads: Iterable[Any]) -> Operation[list[str]]:
         """The payloads as JSON texts, all checked."""
@@ -339,8 +350,10 @@ def _schema_check(type: str, schema: Any) -> Fits:
     return check
 
 
-def _checked_type(type: str) -> str:
-    if not type.isprintable() or len(type) > 200:  # a NUL, half a surrogate: no such type can be known
+def _checked_type(type: Any) -> str:
+    if (
+        not isinstance(type, str) or not type.isprintable() or len(type) > 200
+    ):  # a NUL, half a surrogate: no such type can be known
         raise UnknownType(f"{type!r:.220} cannot be a job type")
     return type
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
@@ -65,11 +65,14 @@ def encode_callback(callback: str | Callback) -> dict[str, Any]:
     given = Callback(callback) if isinstance(callback, str) else callback
     if not isinstance(given, Callback):
         raise InvalidOption(f"callback must be the name of a type or a Callback, not {callback!r:.100}")
+    options: Any = given.options or {}
+    if not isinstance(options, Mapping):
+        raise InvalidOption(f"callback: its options must be a dict, not {json_name(options)}")
     try:
         return {
             "type": given.type,
             "payload": json.loads(encode_payload(given.payload)),
-            "options": json.loads(encode_options(cast(Options, dict(given.options)))),
+            "options": json.loads(encode_options(cast(Options, dict(options)))),
         }
     except (InvalidPayload, InvalidOption) as exc:
         raise exc.__class__(f"callback: {exc}") from None

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -84,6 +84,26 @@ def test_large_batch_is_sent_in_chunks_and_stands_or_falls_as_one(
     assert count(conn) == before
 
 
+def test_all_jobs_of_a_large_batch_wait(client: Client, conn: psycopg.Connection[Any]) -> None:
+    """The predecessors come from an iterator, which can be read only once, and the jobs in several chunks."""
+    before = client.enqueue_many("any", [{}, {}])
+    id = client.batch("any", [{}] * (CHUNK + 1), after=iter(before), on_failure="run")
+    assert client.get_batch(id).blocked == CHUNK + 1
+    assert value(conn, "select count(*) from dispatcher.dependency") == 2 * (CHUNK + 1)
+
+
+def test_payload_of_a_callback_is_checked_against_its_schema(client: Client, conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "update dispatcher.type set payload_schema = %s where name = 'import'",
+        ('{"type": "object", "required": ["into"]}',),
+    )
+    for payload in (None, {}, {"to": 1}):
+        with pytest.raises(InvalidPayload, match="callback: the payload does not fit 'import'"):
+            client.batch("any", [{}], callback=Callback("import", payload))
+    assert count(conn) == 0
+    assert client.get_batch(client.batch("any", [{}], callback=Callback("import", {"into": 1}))).callback_id
+
+
 @pytest.mark.parametrize(
     ("payloads", "options", "kind", "told"),
     [
@@ -92,6 +112,15 @@ def test_large_batch_is_sent_in_chunks_and_stands_or_falls_as_one(
         ([{}], {"callback": "nix"}, UnknownType, "callback: unknown job type 'nix'"),
         ([{}], {"callback": 5}, InvalidOption, "callback must be"),
         ([{}], {"callback": Callback("any", 5)}, InvalidPayload, "callback: the payload must be"),
+        ([{}], {"callback": Callback("a\0b")}, UnknownType, "callback: 'a.*b' cannot be a job type"),
+        ([{}], {"callback": Callback("\ud800")}, UnknownType, "callback: '.*' cannot be a job type"),
+        ([{}], {"callback": Callback(cast(Any, None))}, UnknownType, "callback: None cannot be a job type"),
+        (
+            [{}],
+            {"callback": Callback("any", {}, cast(Any, [1]))},
+            InvalidOption,
+            "callback: its options must be a dict",
+        ),
         ([{}], {"callback": Callback("any", {}, {"nix": 1})}, InvalidOption, "callback: unknown option 'nix'"),
         ([{}], {"callback": Callback("any", {}, {"after": 1})}, InvalidOption, "options of a callback"),
         ([{}], {"parent": 1}, InvalidOption, "do not go with a batch"),
