@@ -232,11 +232,15 @@ declare
     f dispatcher.ended_filter := dispatcher.parse_filter(
         filter, array['failed', 'partial', 'canceled', 'succeeded'], demanding => true);
     ids bigint[];
+    batches bigint[];
     locked bigint[];
 begin
     select m.ids, m.next into ids, next from dispatcher.match_jobs(f, before, least(most, 1000), 20000) m;
+    -- A batch's row goes with its job, and whoever needs both locks the row first.
+    batches := array(select b.job_id from dispatcher.batch b where b.job_id = any(ids) for update skip locked);
     locked := array(
-        select j.id from dispatcher.job j where j.id = any(ids) and j.state = any(f.states) for update skip locked);
+        select j.id from dispatcher.job j
+        where j.id = any(ids) and j.state = any(f.states) and (j.type <> 'batch' or j.id = any(batches)) for update skip locked);
     -- A statement of its own: it sees who was enqueued after a job up to the instant in which that was locked.
     delete from dispatcher.job j
     where j.id = any(locked)

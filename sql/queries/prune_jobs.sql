@@ -13,8 +13,11 @@ with page as materialized (
       and (j.parent_id is null or coalesce(
           (select b.ended_at is not null from dispatcher.batch b where b.job_id = j.parent_id), true))
     for update of j skip locked
+), batches as materialized (  -- their rows go with their jobs
+    select b.job_id as id from expired e join dispatcher.batch b on b.job_id = e.id for update of b skip locked
 ), gone as (
-    delete from dispatcher.job j using expired e where j.id = e.id returning j.id, j.result_url
+    delete from dispatcher.job j using expired e
+    where j.id = e.id and (j.type <> 'batch' or j.id in (select b.id from batches b)) returning j.id, j.result_url
 )
 select (select max(p.id) from page p) as last_id,
        (select count(*)::integer from gone) as pruned,

@@ -291,6 +291,19 @@ def test_purge_spares_the_children_of_an_open_batch(client: Client, conn: Conn) 
     assert value(conn, "select array_agg(tenant) from dispatcher.job where type = 'any'") == ["open"]
 
 
+def test_purge_beside_a_retry_locks_nobody_out(client: Client, dsn: str, conn: Conn) -> None:
+    """Who retries a job locks its batch's row first; a purge has the job, and would want that row."""
+    [parent] = add(conn, type="batch")
+    conn.execute("insert into dispatcher.batch (job_id, total, failed, ended_at) values (%s, 2, 2, now())", (parent,))
+    child, _ = add(conn, parent_id=parent, count=2)
+    with psycopg.connect(dsn) as own:
+        own.execute("select from dispatcher.batch where job_id = %s for no key update", (parent,))
+        assert client.purge(all=True) == Purged(2, 1)
+        with pytest.raises(psycopg.Error, match=f"there is no job {child}"):
+            own.execute("select dispatcher.retry(%s)", (child,))
+    assert client.purge(all=True) == Purged(1, 0)
+
+
 def test_purge_never_takes_an_unfinished_job(client: Client, conn: Conn) -> None:
     for unfinished in ("pending", "running", "blocked"):
         add(conn, state=unfinished)

@@ -150,3 +150,18 @@ def test_ended_session_is_replaced(conn: Connection, make: Make) -> None:
     pruner._stop.clear()  # it opens a session only while nobody stops it
     walk(pruner)
     assert left(conn) == []
+
+
+def test_batch_whose_row_is_held_is_passed_by(conn: Connection, dsn: str, make: Make) -> None:
+    """Its row goes with its job: nobody waits for whoever is about to let it run again, and the rest goes."""
+    held, free, _ = add(conn, "succeeded", 5, count=3)
+    conn.execute("update dispatcher.job set type = 'batch' where id in (%s, %s)", (held, free))
+    conn.execute(
+        "insert into dispatcher.batch (job_id, total, ended_at) values (%s, 0, now()), (%s, 0, now())", (held, free)
+    )
+    with open_transaction(dsn, f"select from dispatcher.batch where job_id = {held} for no key update"):
+        make().prune_page()
+        assert left(conn) == [held]
+    make().prune_page()
+    assert left(conn) == []
+    assert value(conn, "select count(*) from dispatcher.batch") == 0
