@@ -181,6 +181,9 @@ class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainF
             conn = await self._connection()
             try:
                 return await ask_async(conn, query)
+            except connecting.UNDONE:  # as it may by the role's default isolation level, which is not ours
+                async with conn.transaction():
+                    return await ask_async(conn, query)
             except psycopg.OperationalError:
                 if not conn.closed or not query.reads:
                     raise
@@ -194,6 +197,7 @@ class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainF
         if self._conn is None:
             with connecting.explained():
                 self._conn = await psycopg.AsyncConnection.connect(**self._params)
+            await self._conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)  # of transactions that we begin
         return self._conn
 
     async def _drop(self) -> None:

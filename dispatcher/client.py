@@ -200,6 +200,9 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
             conn = self._connection()
             try:
                 return ask(conn, query)
+            except connecting.UNDONE:  # as it may by the role's default isolation level, which is not ours
+                with conn.transaction():
+                    return ask(conn, query)
             except psycopg.OperationalError:
                 if not conn.closed or not query.reads:
                     raise
@@ -213,6 +216,7 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
         if self._conn is None:
             with connecting.explained():
                 self._conn = psycopg.connect(**self._params)
+            self._conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # of transactions that we begin
         return self._conn
 
     def _drop(self) -> None:

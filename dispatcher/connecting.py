@@ -15,6 +15,8 @@ from dispatcher.db import check_dsn, first_line
 from dispatcher.errors import DatabaseUnavailable, SettingsError
 
 CONNECT_TIMEOUT_S = 10
+UNDONE = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+"""Nothing of the statement stays, and it may be sent again."""
 
 
 def client_params(dsn: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from dispatcher import Client
+from dispatcher import AsyncClient, Client
 from dispatcher.db import Connection
 from dispatcher.errors import InvalidOption
-from tests.db.contenders import waits
+from tests.db.contenders import until, waits
 from tests.db.linking import in_threads
 from tests.db.running import enqueue, publish, value
 
@@ -106,6 +107,41 @@ def test_fifty_callers_with_one_key_make_one_job(dsn: str, conn: Connection) -> 
     assert len({id for id, _ in answers}) == 1
     assert sorted(created for _, created in answers) == [False] * 49 + [True]
     assert value(conn, "select count(*) from dispatcher.job") == 1
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_first_one_is_answered_whatever_isolation_level_the_role_begins_with(
+    dsn: str, conn: Connection, level: str
+) -> None:
+    publish(conn)
+    conn.execute(
+        f"alter role current_user in database {conn.info.dbname} set default_transaction_isolation = '{level}'".encode()
+    )
+
+    async def ask_async() -> list[tuple[int, bool]]:
+        async with AsyncClient(dsn) as client:
+            return [await client.enqueue_unique("quick", unique_key="k")]
+
+    def ask() -> list[tuple[int, bool]]:
+        with Client(dsn) as client:
+            return [client.enqueue_unique("quick", unique_key="k")]
+
+    def ask_for_many() -> list[tuple[int, bool]]:
+        with Client(dsn) as client:
+            return client.enqueue_many_unique("quick", [{}], ["k"])
+
+    with psycopg.connect(dsn) as first:
+        id = enqueue(first, unique_key="k")
+        answers: list[Any] = []
+        others = threading.Thread(
+            target=lambda: answers.extend(in_threads(ask, ask_for_many, lambda: asyncio.run(ask_async())))
+        )
+        others.start()
+        waiting = "select count(*) = 3 from pg_stat_activity where wait_event = 'transactionid' and datname = %s"
+        assert until(conn, waiting, conn.info.dbname)
+        first.commit()
+        others.join()
+    assert answers == [[(id, False)]] * 3
 
 
 @pytest.mark.parametrize(
