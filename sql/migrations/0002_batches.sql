@@ -580,8 +580,8 @@ begin
     end loop;
 end $$;
 
--- Jobs that run again, and those after them that have not started, wait again for the predecessors that have not ended now. A job
--- that is locked is about to be claimed, and past waiting.
+-- Jobs that run again, and those after them that have not started, wait again for the predecessors that have not ended now. Whoever
+-- holds one locked may be about to claim it, or to let another of its predecessors run again: so it is waited for.
 create function dispatcher.block_again(ids bigint[]) returns void
 language plpgsql as $$
 begin
@@ -591,7 +591,7 @@ begin
         select d.job_id from dispatcher.dependency d where d.after_id = any(ids)
     ), free as materialized (
         select w.id, w.state from concerned c join dispatcher.job w on w.id = c.job_id
-        where w.state in ('pending', 'blocked') or (w.state = 'scheduled' and w.attempt = 0) for no key update of w skip locked
+        where w.state in ('pending', 'blocked') or (w.state = 'scheduled' and w.attempt = 0) order by w.id for no key update of w
     ), reopened as (
         update dispatcher.dependency d set outcome = null
         from free f, dispatcher.job p

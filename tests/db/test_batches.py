@@ -393,6 +393,24 @@ def test_batch_of_many_in_one_transaction(conn: Connection, linking: Linking) ->
     assert (state(conn, parent), counts(conn, parent)) == (State.SUCCEEDED, {"succeeded": 20_000})
 
 
+def test_hundred_thousand_jobs_in_one_transaction(conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 100_000)
+    assert counts(conn, parent) == {"pending": 100_000}
+    for _ in range(5):
+        claimed = linking.claim()
+        with linking.conn.transaction():
+            linking.conn.execute(
+                "update dispatcher.job set state = 'failed', finished_at = now() where id = any(%s)", (list(claimed),)
+            )
+    assert counts(conn, parent) == {"pending": 95_000, "failed": 5000}
+    linking.link()
+    assert value(conn, "select dispatcher.retry(%s)", parent) == "running"
+    assert counts(conn, parent) == {"pending": 100_000}
+    conn.execute("select dispatcher.cancel(%s)", (parent,))
+    linking.link()
+    assert (state(conn, parent), counts(conn, parent)) == (State.CANCELED, {"canceled": 100_000})
+
+
 def test_batch_with_options_that_are_null(conn: Connection, linking: Linking) -> None:
     parent = value(conn, "select dispatcher.enqueue_batch('quick', array['{}']::jsonb[], null)")
     assert counts(conn, parent) == {"pending": 1}

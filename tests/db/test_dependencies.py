@@ -449,6 +449,30 @@ def test_two_who_add_jobs_to_one_batch_do_not_lock_each_other_out(dsn: str, conn
     assert states(conn, first, second, *answers) == ["pending", "blocked", "blocked"]
 
 
+def test_job_waits_again_for_both_predecessors_that_two_retry_at_once(
+    dsn: str, conn: Connection, linking: Linking
+) -> None:
+    """The second to retry finds the job that comes after both locked by the first."""
+    a, b = enqueue(conn), enqueue(conn)
+    last = enqueue(conn, "slow", after=[a, b], on_failure="run")
+    linking.run(State.FAILED)
+    assert state(conn, last) == State.PENDING
+    with psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as two:
+        one.execute("select dispatcher.retry(%s)", (a,))
+        other = threading.Thread(target=two.execute, args=("select dispatcher.retry(%s)", (b,)))
+        other.start()
+        assert waits(conn, two.info.backend_pid, "transactionid")
+        one.commit()
+        other.join()
+    claimed = linking.claim()
+    linking.end(claimed[a])
+    linking.link()
+    assert states(conn, a, b, last) == ["succeeded", "running", "blocked"]
+    linking.end(claimed[b])
+    linking.link()
+    assert state(conn, last) == State.PENDING
+
+
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
 def test_new_batch_after_others_holds_nobody_up(dsn: str, conn: Connection, linking: Linking, level: str) -> None:
     """Nobody can wait for it yet, so there is no cycle to be kept out, and no turn to be waited for."""
