@@ -34,6 +34,7 @@ class Lanes:
         self._aging_s = aging_s
         self._clock = clock
         self._lanes: dict[Lane, Cursor] = {}
+        self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._round = 0
         self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
@@ -44,6 +45,7 @@ class Lanes:
     def clear(self) -> None:
         """Forgets everything."""
         self._lanes.clear()
+        self._heads.clear()
         self.held = {}
         self._read_again_at = 0.0
 
@@ -69,7 +71,9 @@ class Lanes:
             found = share_waiting(found, served)
         # By priority, then who has waited longest for a turn, then age.
         found.sort(key=lambda one: (one.head[0], served[one.lane], one.head[1]))
-        self._lanes = {one.lane: one.start for one in found if self._registry.get(one.lane.type) is not None}
+        found = [one for one in found if self._registry.get(one.lane.type) is not None]
+        self._lanes = {one.lane: one.start for one in found}
+        self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
         self._types = {lane.type for lane in self._lanes}
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
@@ -80,7 +84,10 @@ class Lanes:
         `threads` are free right now. A type with a rate has no more than these, and one at least: what is claimed ahead
         starts a little later than its rate has it, and among many quick jobs no thread may ever be seen free.
         """
-        while takes := self._candidates(room, threads):
+        most = self._most(threads)
+        if turns := self._first_turns(room, most):
+            return turns
+        while takes := self._candidates(room, most):
             if len(takes) == 1 or self._enough(takes, room):
                 return takes
             depth = max(2, MAX_SHARED // len(takes))
@@ -103,19 +110,37 @@ class Lanes:
         last = dict(zip(lanes, rows, strict=True))  # rows come by priority and id
         for one in takes:
             self._lanes.pop(one.lane, None)
+            self._heads.pop(one.lane, None)
             if got[one.lane]:
                 self._served[one.lane] = self._round
             if got[one.lane] == one.take:  # goes to the end: the others take their turn
                 self._lanes[one.lane] = Cursor(last[one.lane].priority, last[one.lane].id)
 
-    def _candidates(self, room: int, threads: int) -> list[Take]:
+    def _first_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
+        """The first job of each of the first lanes, without a look at the jobs: where as many lanes as there is room
+        for have had no turn yet, and all these jobs are of one priority. Empty where that is not so.
+        """
+        if len(self._heads) < room:
+            return []
+        turns: list[Take] = []
+        of_type: Counter[str] = Counter()
+        slots, priority = self._capacity.tenant_slots, None
+        for lane, cursor in self._lanes.items():
+            if of_type[lane.type] >= most[lane.type] or slots(lane.type, lane.tenant) <= 0:
+                continue
+            head = self._heads.get(lane)
+            if head is None or (turns and head != priority):
+                break
+            priority = head
+            of_type[lane.type] += 1
+            turns.append(Take(lane, 1, cursor))
+            if len(turns) == room:
+                return turns
+        return []
+
+    def _candidates(self, room: int, most: Mapping[str, int]) -> list[Take]:
         """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""
-        most, late = self._most(self._types if self._lanes else set(), threads)
         slots = self._capacity.tenant_slots
-        self.held = {}
-        for lane in self._lanes if late else ():
-            if lane.type in late and slots(lane.type, lane.tenant) > 0:
-                self.held[lane.type] = late.pop(lane.type)
         candidates = (
             Take(lane, take, cursor, most[lane.type])
             for lane, cursor in self._lanes.items()
@@ -123,16 +148,20 @@ class Lanes:
         )
         return list(islice(candidates, max(MIN_LANES, LANES_PER_ROOM * room)))
 
-    def _most(self, types: set[str], threads: int) -> tuple[dict[str, int], dict[str, float]]:
-        """How many of each type may be claimed now; of types with a slot, seconds until their rate lets one start."""
+    def _most(self, threads: int) -> dict[str, int]:
+        """How many of each type may be claimed now. Notes the types with a slot that their rate holds back."""
         now, most, late = self._clock(), {}, {}
-        for type in types:
+        for type in self._types if self._lanes else ():
             most[type] = slots = self._capacity.slots(type)
             if slots > 0 and (starts := self._capacity.starts(type, now)) is not None:
                 most[type] = min(slots, starts, max(1, threads))
                 if not starts:
                     late[type] = self._capacity.wait_s(type, now)
-        return most, late
+        self.held = {}
+        for lane in self._lanes if late else ():
+            if lane.type in late and self._capacity.tenant_slots(lane.type, lane.tenant) > 0:
+                self.held[lane.type] = late.pop(lane.type)
+        return most
 
     def _enough(self, takes: list[Take], room: int) -> bool:
         """Whether all of this may be claimed together."""

@@ -11,7 +11,7 @@ from dispatcher.db import Connection
 from dispatcher.lanes import MAX_SHARED, MIN_LANES
 from dispatcher.queries import claims
 from dispatcher.queries.claims import Lane, Take
-from tests.db.leading import A, Leading
+from tests.db.leading import LIMITED, A, Leading
 from tests.db.running import open_transaction, publish, session, value
 
 TENANTS, EACH, ROOM = 2000, 20, 16
@@ -103,6 +103,9 @@ def test_a_round_considers_few_of_many_tenants(
         return share(own, takes, room=room, depth=depth)
 
     monkeypatch.setattr(claims, "share_lanes", measure)
+    for _ in range(TENANTS // ROOM):
+        assert len(serve(leading, pause_s=0.0)) == ROOM
+    assert not lanes, "whose first turn it is needs no look at their jobs"
     for _ in range(10):
         assert len(serve(leading, pause_s=0.0)) == ROOM
     assert max(lanes) <= MIN_LANES
@@ -118,6 +121,20 @@ def test_tenant_with_the_best_priority_is_served_first(conn: Connection, leading
     rest = serve(leading, pause_s=60.0)
     assert rest[: EACH - ROOM] == [f"t{TENANTS}"] * (EACH - ROOM)
     assert len(set(rest[EACH - ROOM :])) == ROOM - (EACH - ROOM), "the others, one each"
+
+
+def test_first_turns_of_many_tenants_keep_the_limit_of_their_type(conn: Connection, dsn: str) -> None:
+    """Tenants of two types, the older of which has less room than the leader."""
+    publish(conn, A, LIMITED)
+    conn.execute((FILL + BY_TURNS).replace("'a'", "'limited'").encode(), (4 * ROOM, 1))
+    conn.execute((FILL + BY_TURNS).encode(), (4 * ROOM, 1))
+    with session(dsn) as lease:
+        leading = Leading(lease, executors=(A, LIMITED), threads=ROOM)
+        leading.round()
+        assert Counter(taken.claimed.type for taken in leading.pool.taken) == {
+            "limited": LIMITED.limit,
+            "a": ROOM - (LIMITED.limit or 0),
+        }
 
 
 def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading(
