@@ -31,6 +31,7 @@ log = logging.getLogger("dispatcher.pool")
 
 STALL_S = 1.0  # waiting longer than this without any start: the queue was filled for a faster pool
 SAMPLE_S = 0.02
+GROWTH_S = 0.001  # and while jobs are so quick that few of them take less than this together, a rise is seen so soon
 QUICK_S = 0.0001  # of jobs quicker than this one thread runs as many as sixteen, which would only fight for the GIL
 NUDGE_S = 0.001
 
@@ -95,13 +96,16 @@ class ThreadPool:
         return self.waiting > 0 and self._clock() - self._last_start > STALL_S
 
     def rate(self) -> float:
-        """Jobs ended a second: over the last instants while busy, at once low after a pause."""
+        """Jobs ended a second: over the last instants while busy, at once low after a pause, at once high when jobs
+        turn out to be quick."""
         then, done, rate = self._sample
         now, elapsed = self._clock(), self._clock() - then
+        fresh = (self._done - done) / elapsed if elapsed > 0 else 0.0
         if elapsed >= SAMPLE_S:
-            fresh = (self._done - done) / elapsed
             rate = fresh if elapsed > 10 * SAMPLE_S else (rate + fresh) / 2
             self._sample = (now, self._done, rate)
+        elif elapsed >= GROWTH_S and self._typical_s < QUICK_S:
+            return max(rate, fresh)
         return rate
 
     def nudge(self) -> None:
