@@ -9,11 +9,12 @@ import click
 from dispatcher.cli.base import common, common_options, fail, note, printable
 from dispatcher.cli.ended import act_on_each, list_jobs, purge, retry
 from dispatcher.cli.explain import explain
-from dispatcher.cli.output import json_text, moment, print_fields, print_json
+from dispatcher.cli.output import as_dict, json_text, moment, print_fields, print_json
 from dispatcher.cli.session import client
 from dispatcher.job import FINAL, JobInfo, State
 from dispatcher.operations import describe_failure
 
+MOST_SHOWN = 20
 WELL = (State.SUCCEEDED, State.PARTIAL)
 
 
@@ -34,11 +35,11 @@ command.add_command(explain)
 def show(id: int) -> None:
     """Print everything about a job."""
     with client() as db:
-        job = db.get(id)
+        job, before = db.get(id), db.predecessors(id)
     if common().json:
-        print_json(job)
+        print_json(as_dict(job) | {"after": [one.id for one in before]})
     else:
-        print_job(job)
+        print_job(job, before)
 
 
 @command.command()
@@ -93,14 +94,15 @@ def report_failures(jobs: list[JobInfo]) -> None:
         click.get_current_context().exit(1)
 
 
-def print_job(job: JobInfo) -> None:
-    """A job for a person."""
+def print_job(job: JobInfo, before: list[JobInfo]) -> None:
+    """A job, and those after which it runs, for a person."""
     pairs: list[tuple[str, Any]] = [
         ("id", job.id),
         ("type", job.type),
         ("state", _state(job)),
         ("tenant", job.tenant),
         ("batch", job.parent_id),
+        ("after", _after(before)),
         ("priority", job.priority),
         ("unique key", job.unique_key),
         ("attempt", f"{job.attempt}, {job.failures} of {job.max_attempts} failures"),
@@ -120,8 +122,13 @@ def print_job(job: JobInfo) -> None:
         pairs.append(("result", json_text(job.result)))
     if job.result_url:
         pairs.append(("result at", job.result_url))
-    pairs += [("error", _error(error)) for error in job.errors[-20:]]
+    pairs += [("error", _error(error)) for error in job.errors[-MOST_SHOWN:]]
     print_fields([pair for pair in pairs if pair[1] is not None])
+
+
+def _after(before: list[JobInfo]) -> str | None:
+    more = f" and {len(before) - MOST_SHOWN} more" if len(before) > MOST_SHOWN else ""
+    return ", ".join(f"{job.id} ({job.state})" for job in before[:MOST_SHOWN]) + more or None
 
 
 def _error(error: dict[str, Any]) -> str:

@@ -204,6 +204,10 @@ def test_command_makes_a_batch_of_a_file(
         ["pending", "2"],
     ]
     waits = run("enqueue", "any", "--after", str(id), "--on-failure", "run")
+    assert ["after", f"{id}", "(running)"] in [
+        line.split() for line in run("job", "show", waits.stdout.strip()).stdout.splitlines()
+    ]
+    assert json.loads(run("job", "show", waits.stdout.strip(), "--json").stdout)["after"] == [id]
     child = run("enqueue", "any", "--parent", str(id))
     assert json.loads(run("job", "show", child.stdout.strip(), "--json").stdout)["parent_id"] == id
     assert json.loads(run("batch", "show", str(id), "--json").stdout)["pending"] == 3
