@@ -36,8 +36,8 @@ class Lanes:
         self._lanes: dict[Lane, Cursor] = {}
         self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
-        self._round = 0
-        self._served: dict[Lane, int] = {}  # the round in which each lane last got a turn
+        self._turn = 0
+        self._queued: dict[Lane, int] = {}  # the turn at which each lane last went to the end of the queue
         self._read_again_at = 0.0
         self.held: dict[str, float] = {}
         """Types with a job and a free slot that only their rate holds back: seconds until it lets one start."""
@@ -65,12 +65,12 @@ class Lanes:
         """Finds every lane with a pending job."""
         began = self._clock()
         found = claims.list_lanes(conn) if self._aging_s is None else claims.list_aged_lanes(conn, self._aging_s)
-        served = {one.lane: self._served.get(one.lane, 0) for one in found}
-        self._served = {lane: turn for lane, turn in served.items() if turn}
+        # A lane that is new comes to the end, as one does that had its turn: else a stream of new ones kept it waiting.
+        self._queued = queued = {one.lane: self._queued.get(one.lane, self._turn) for one in found}
         if self._aging_s is not None:
-            found = share_waiting(found, served)
+            found = share_waiting(found, queued)
         # By priority, then who has waited longest for a turn, then age.
-        found.sort(key=lambda one: (one.head[0], served[one.lane], one.head[1]))
+        found.sort(key=lambda one: (one.head[0], queued[one.lane], one.head[1]))
         found = [one for one in found if self._registry.get(one.lane.type) is not None]
         self._lanes = {one.lane: one.start for one in found}
         self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
@@ -103,7 +103,6 @@ class Lanes:
 
     def advance(self, takes: list[Take], rows: list[Claimed]) -> None:
         """Moves each lane's cursor behind what was claimed; a lane that gave less than asked for is empty for now."""
-        self._round += 1
         by_priority = self._aging_s is not None
         # Plain tuples are equal to lanes, and cost a quarter of them.
         lanes = [(row.type, row.tenant, row.priority if by_priority else None) for row in rows]
@@ -113,7 +112,8 @@ class Lanes:
             self._lanes.pop(one.lane, None)
             self._heads.pop(one.lane, None)
             if got[one.lane]:
-                self._served[one.lane] = self._round
+                self._turn += 1
+                self._queued[one.lane] = self._turn
             if got[one.lane] == one.take:  # goes to the end: the others take their turn
                 self._lanes[one.lane] = Cursor(last[one.lane].priority, last[one.lane].id)
 
@@ -181,7 +181,7 @@ class Lanes:
         )
 
 
-def share_waiting(found: list[FoundLane], served: Mapping[Lane, int]) -> list[FoundLane]:
+def share_waiting(found: list[FoundLane], queued: Mapping[Lane, int]) -> list[FoundLane]:
     """With aging on: what the heads of a priority's lanes have gained by waiting is that priority's as a whole, and its
     lanes use it in turn. So an old backlog lifts its priority, and yet keeps no other tenant of that priority waiting.
     """
@@ -191,6 +191,6 @@ def share_waiting(found: list[FoundLane], served: Mapping[Lane, int]) -> list[Fo
     shared = []
     for lanes in by_priority.values():
         gained = sorted(one.head[0] for one in lanes)
-        lanes.sort(key=lambda one: (served[one.lane], one.head[1]))
+        lanes.sort(key=lambda one: (queued[one.lane], one.head[1]))
         shared += [one._replace(head=(aged, one.head[1])) for aged, one in zip(gained, lanes, strict=True)]
     return shared

@@ -17,7 +17,9 @@ from tests.db.running import claim, enqueue, nothing, publish, session, value
 
 SHARED = Executor("shared", nothing, "tests.shared", limit=10, tenant_limit=3)
 RATED = Executor("rated", nothing, "tests.rated", rate=10.0, burst=4)
-ALL = (A, B, LIMITED, SHARED, RATED)
+ONE = Executor("one", nothing, "tests.one", limit=1)
+SLOW = Executor("slow", nothing, "tests.slow", rate=10.0, burst=1)
+ALL = (A, B, LIMITED, SHARED, RATED, ONE, SLOW)
 
 
 @pytest.fixture
@@ -107,6 +109,37 @@ def test_small_tenant_is_served_in_the_first_round(conn: Connection, lease: Conn
     leading = Leading(lease, threads=20, executors=ALL)
     leading.round()
     assert running(conn, "a") == {"large": 10, "small": 10}
+
+
+@pytest.mark.parametrize("aging_s", [None, 60.0])
+@pytest.mark.parametrize("pause_s", [0.001, 0.11])
+@pytest.mark.parametrize(("type", "threads"), [("a", 1), ("one", 16), ("slow", 16)])
+def test_tenants_take_turns_where_one_job_starts_at_a_time(
+    conn: Connection, lease: Connection, type: str, threads: int, pause_s: float, aging_s: float | None
+) -> None:
+    """As it is wherever jobs end one by one: by age the tenant with the backlog would have every turn."""
+    fill(conn, type, "large", 100)
+    fill(conn, type, "small", 10)
+    leading = Leading(lease, threads=threads, executors=ALL, aging_s=aging_s)
+    for _ in range(21):  # a rate's first token takes one
+        leading.now += 0.1 if type == "slow" else pause_s
+        leading.end(leading.round())
+    started = [taken.claimed.tenant for taken in leading.pool.taken]
+    assert started[:20] == ["large", "small"] * 10
+
+
+def test_stream_of_new_tenants_keeps_no_older_one_waiting(conn: Connection, lease: Connection) -> None:
+    """They come to the end of the queue, not before all that ever had a turn."""
+    fill(conn, "a", "old", 100)
+    leading = Leading(lease, threads=4, executors=ALL)
+    for turn in range(20):
+        for number in range(4):
+            fill(conn, "a", f"new{turn}.{number}", 1)
+        leading.now += 0.11
+        leading.end(leading.round())
+    started = Counter(taken.claimed.tenant for taken in leading.pool.taken)
+    assert started.total() == 80
+    assert 4 <= started["old"] <= 20
 
 
 def test_paused_type_is_not_claimed_and_what_runs_goes_on(conn: Connection, leading: Leading) -> None:
