@@ -52,9 +52,10 @@ class Due(NamedTuple):
     in_s: float | None
 
 
-def list_due(conn: Connection, batch: int) -> list[Due]:
+def list_due(conn: Connection, batch: int, besides: Sequence[str] = ()) -> list[Due]:
     """The next ones, those to be worked out first."""
-    return [Due._make(row) for row in conn.execute(statement("list_due_schedules"), {"batch": batch})]
+    params = {"batch": batch, "besides": list(besides)}
+    return [Due._make(row) for row in conn.execute(statement("list_due_schedules"), params)]
 
 
 def plan_schedule(conn: Connection, due: Due, next_at: datetime) -> bool:
@@ -64,16 +65,16 @@ def plan_schedule(conn: Connection, due: Due, next_at: datetime) -> bool:
 
 
 def fire_schedule(conn: Connection, due: Due, fires: Sequence[datetime], next_at: datetime) -> int | None:
-    """Enqueues a job for each; how many, or None where the row was locked, changed or fired by another leader."""
+    """Enqueues a job for each; how many are new. None where the row was locked, changed or fired by another leader."""
     params = {"name": due.name, "cron": due.cron, "zone": due.zone, "due": due.next_at}
     row = conn.execute(statement("fire_schedule"), {**params, "fires": list(fires), "next_at": next_at}).fetchone()
     return None if row is None else int(row[0])
 
 
-def stop_schedule(conn: Connection, due: Due, error: str) -> None:
-    """Says why it does not go on."""
+def stop_schedule(conn: Connection, due: Due, error: str) -> bool:
+    """Says why it does not go on; False where the row was locked or changed."""
     params = {"name": due.name, "cron": due.cron, "zone": due.zone, "due": due.next_at, "error": error}
-    conn.execute(statement("stop_schedule"), params)
+    return conn.execute(statement("stop_schedule"), params).rowcount == 1
 
 
 def count_stopped(conn: Connection) -> int:

@@ -45,21 +45,28 @@ class Scheduler(Errand):
         super().__init__(open_session=open_session, leading=leading, metrics=metrics, stop=stop)
         self._fired = fired
         self._looks = 0
+        self._passed: list[str] = []  # what could not be done now: looks go past it until all the rest is done
+        self._trouble: psycopg.Error | None = None
 
     def work(self, conn: Connection) -> float:
         """Fires what is due."""
         if self._looks % COUNT_STOPPED_EVERY == 0:
             self._metrics.stopped_schedules.set(schedules.count_stopped(conn))
         self._looks += 1
-        found = schedules.list_due(conn, BATCH)
+        found = schedules.list_due(conn, BATCH, besides=self._passed)
         pending = [due for due in found if due.in_s is None or due.in_s <= 0]
-        done = [self._handle(conn, due) for due in pending]
+        self._passed += [due.name for due in pending if not self._handle(conn, due)]
         if pending:
-            return 0.0 if any(done) else BUSY_PAUSE_S  # else somebody holds their rows locked
-        return min((LONGEST_S, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
+            return 0.0
+        passed, self._passed = self._passed, []
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
+        longest = BUSY_PAUSE_S if passed else LONGEST_S  # somebody holds their rows locked
+        return min((longest, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
 
     def _handle(self, conn: Connection, due: Due) -> bool:
-        """Works out the next due time, and fires those that are due; False where the row was locked or changed."""
+        """Works out the next due time, and fires those that are due; False where it cannot be done now."""
         try:
             cron = Cron.parse(due.cron, due.zone)
             if due.next_at is None:
@@ -67,22 +74,25 @@ class Scheduler(Errand):
             firing = catch_up(cron, due.catch_up, due.next_at, due.now)
             fired = schedules.fire_schedule(conn, due, firing.fires, firing.next_at)
         except InvalidSchedule as exc:
-            self._stop_schedule(conn, due, str(exc))
-            return True
+            return self._stop_schedule(conn, due, str(exc))
         except psycopg.errors.LockNotAvailable:
             return False  # such as an open transaction with the job's unique key: the others must not wait for it
         except psycopg.Error as exc:
             if exc.sqlstate not in BY_SQLSTATE and not isinstance(exc, _OF_THE_JOB):
-                raise
-            self._stop_schedule(conn, due, first_line(exc))  # such as a type that is gone
-            return True
+                if conn.closed:
+                    raise
+                self._trouble = exc  # it may be of this one alone, such as a table that somebody's trigger lacks
+                return False
+            return self._stop_schedule(conn, due, first_line(exc))  # such as a type that is gone
         if fired:
             self._metrics.schedules_fired.labels(due.type).inc(fired)
             wake_leaders(conn)
             self._fired()
         return fired is not None
 
-    def _stop_schedule(self, conn: Connection, due: Due, reason: str) -> None:
-        schedules.stop_schedule(conn, due, reason)
+    def _stop_schedule(self, conn: Connection, due: Due, reason: str) -> bool:
+        if not schedules.stop_schedule(conn, due, reason):
+            return False
         self._looks = 0
         log.error("a schedule cannot go on: %s", reason, extra={"schedule": due.name})
+        return True

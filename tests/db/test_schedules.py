@@ -24,7 +24,7 @@ from dispatcher.errors import (
 )
 from dispatcher.metrics import Metrics
 from dispatcher.queries.schedules import ScheduleInfo
-from dispatcher.services.scheduler import LONGEST_S, Scheduler
+from dispatcher.services.scheduler import BATCH, LONGEST_S, Scheduler
 from tests.db.front_door import publish
 from tests.db.linking import in_threads
 from tests.db.running import open_transaction, session, value
@@ -174,6 +174,33 @@ def test_schedule_that_a_user_holds_is_passed_by(
     assert jobs(conn) == 2
 
 
+def test_very_many_that_a_user_holds_are_passed_by(
+    dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
+) -> None:
+    for number in range(BATCH):
+        client.add_schedule(f"held{number}", "0 0 1 1 *", "any")
+    client.add_schedule("free", "0 0 1 1 *", "any", {"name": "free"})
+    scheduling.fire()
+    conn.execute("update dispatcher.schedule set next_at = date_trunc('minute', now()) - interval '1 minute'")
+    due(conn, "0", "free")
+    with open_transaction(dsn, "select from dispatcher.schedule where name like 'held%' for update") as holder:
+        assert scheduling.fire() < 1.0  # and looks again soon
+        assert [job.payload for job in client.list()] == [{"name": "free"}]
+        holder.rollback()
+    scheduling.fire()
+    assert jobs(conn) == BATCH + 1
+
+
+def test_wrong_schedule_that_a_user_holds_does_not_keep_the_leader_busy(
+    dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
+) -> None:
+    conn.execute("select dispatcher.add_schedule('s', '0 0 30 2 *', 'any')")  # SQL cannot know
+    with open_transaction(dsn, "select from dispatcher.schedule for update"):
+        assert [scheduling.scheduler.turn() > 0.0 for _ in range(4)] == [False, True, False, True]
+    scheduling.fire()
+    assert "Bad day-of-month" in str(info(client).error)
+
+
 def test_open_transaction_with_the_unique_key_holds_up_that_schedule_alone(
     dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
@@ -208,6 +235,30 @@ def test_error_of_somebody_s_trigger_stops_that_schedule_alone(
     assert jobs(conn) == 1
 
 
+def test_trouble_with_one_keeps_no_other_waiting(
+    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
+) -> None:
+    """Such as a trigger that misses a table: it may as well be an upgrade half done, so nothing is stopped for good."""
+    conn.execute(
+        "create function no() returns trigger language plpgsql as $$ begin delete from nowhere; return new; end $$"
+    )
+    conn.execute(
+        "create trigger no before insert on dispatcher.job for each row when (new.tenant = 'x') execute function no()"
+    )
+    client.add_schedule("first", "0 0 1 1 *", "any", tenant="x")
+    client.add_schedule("second", "0 0 1 1 *", "any")
+    scheduling.fire()
+    due(conn, "1 min", "first")
+    due(conn, "0", "second")
+    with pytest.raises(psycopg.errors.UndefinedTable):  # told by the thread around it, which tries again later
+        scheduling.fire()
+    assert jobs(conn) == 1
+    conn.execute("drop trigger no on dispatcher.job")
+    scheduling.fire()
+    assert jobs(conn) == 2
+    assert info(client, "first").error is None
+
+
 def test_due_time_between_adding_and_the_first_look_is_not_lost(
     client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
@@ -237,6 +288,8 @@ def test_unique_key_keeps_runs_from_piling_up(
     scheduling.fire()
     [job] = client.list()
     assert info(client).last_job_id == job.id
+    fired = scheduling.metrics.registry.get_sample_value("dispatcher_schedules_fired_total", {"type": "any"})
+    assert fired == 1, "jobs that it enqueued"
 
 
 def test_pause_resume_and_trigger(client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling) -> None:
