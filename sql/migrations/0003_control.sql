@@ -147,6 +147,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     wanted dispatcher.control;
+    own_tenant text := '';
     unknown text;
 begin
     perform dispatcher.check_type(type);
@@ -159,17 +160,19 @@ begin
         raise exception using errcode = 'DJ004', message = format(
             'unknown option %L; known options: limit, tenant_limit, rate, burst, tenant', unknown);
     end if;
-    wanted.tenant := '';
     if options ? 'tenant' then
         if jsonb_typeof(options -> 'tenant') <> 'string' or length(options ->> 'tenant') not between 1 and 200 then
             raise exception using errcode = 'DJ004', message = 'option ''tenant'' must be a text of 1 to 200 characters';
         elsif options ?| array['tenant_limit', 'rate', 'burst'] then
             raise exception using errcode = 'DJ004', message = 'with ''tenant'' give ''limit'' alone: the limit of that tenant';
         end if;
-        wanted.tenant := options ->> 'tenant';
+        own_tenant := options ->> 'tenant';
     end if;
-    insert into dispatcher.control (type, tenant) values (set_limit.type, wanted.tenant) on conflict (type, tenant) do nothing;
-    select * into wanted from dispatcher.control where type = set_limit.type and tenant = wanted.tenant for update;
+    loop  -- somebody may remove the row in between
+        insert into dispatcher.control (type, tenant) values (set_limit.type, own_tenant) on conflict (type, tenant) do nothing;
+        select * into wanted from dispatcher.control where type = set_limit.type and tenant = own_tenant for update;
+        exit when found;
+    end loop;
     if options ? 'limit' then
         wanted.max_running := dispatcher.parse_count('limit', options -> 'limit');
     end if;
@@ -193,7 +196,7 @@ begin
     update dispatcher.control
     set max_running = wanted.max_running, tenant_max_running = wanted.tenant_max_running, rate = wanted.rate, burst = wanted.burst,
         changed_at = now(), changed_by = session_user
-    where type = set_limit.type and tenant = wanted.tenant;
+    where type = set_limit.type and tenant = own_tenant;
     perform dispatcher.forget_control(type);
     perform dispatcher.announce_control();
 end $$;

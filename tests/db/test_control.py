@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +71,23 @@ def test_pause_and_resume_say_whether_they_changed_anything(client: Client, conn
     assert client.resume("mail")
     assert not client.resume("mail")
     assert (info(client).paused_at, info(client).limit) == (None, 2)
+
+
+def test_limit_set_beside_one_who_takes_all_back_is_kept(
+    dsn: str, client: Client, conn: psycopg.Connection[Any]
+) -> None:
+    client.set_limit("mail", limit=5)
+    with psycopg.connect(dsn) as other, Client(dsn) as waiting:
+        other.execute("select from dispatcher.control for update")
+        setting = threading.Thread(target=waiting.set_limit, args=("mail",), kwargs={"limit": 7})
+        setting.start()
+        waits = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        while not value(conn, f"select exists ({waits})"):
+            pass
+        client.set_limit("mail", limit=None, conn=other)  # its row goes
+        other.commit()
+        setting.join()
+    assert info(client).limit == 7
 
 
 def test_leaders_hear_of_it_at_commit_and_only_then(dsn: str, client: Client, conn: psycopg.Connection[Any]) -> None:
