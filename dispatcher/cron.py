@@ -16,6 +16,7 @@ from cronsim import CronSim, CronSimError
 
 from dispatcher.errors import InvalidSchedule
 
+POLICIES = ("skip", "one", "all")
 LONGEST = 1000  # characters of an expression
 TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
 MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up

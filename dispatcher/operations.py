@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from dispatcher.batch import BatchInfo, Callback
-from dispatcher.cron import Cron
+from dispatcher.cron import POLICIES, Cron
 from dispatcher.errors import EnqueueError, InvalidOption, InvalidPayload, JobFailed, UnknownType, WrongState
 from dispatcher.executor import Registry
 from dispatcher.job import JobInfo, State
@@ -54,7 +54,7 @@ class Operations:
     def enqueue(self, type: str, payload: Any, options: Options) -> Operation[tuple[int, bool]]:
         """(id, whether it is new)."""
         text, encoded = encode_payload(payload), encode_options(options)
-        if fits := (yield from self._fits(_checked_type(type))):
+        if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
         return (yield from jobs.enqueue_job(type, text, encoded))
 
@@ -62,7 +62,7 @@ class Operations:
         """The same for a payload that comes as JSON text."""
         body, stored = parse_payload(text)
         encoded = encode_options(options)
-        if fits := (yield from self._fits(_checked_type(type))):
+        if fits := (yield from self._fits(checked_type(type))):
             fits(body)
         return (yield from jobs.enqueue_job(type, stored, encoded))
 
@@ -80,7 +80,7 @@ class Operations:
     ) -> Operation[list[int]]:
         """One job a line of NDJSON, given in chunks of (line number, text); to be run in one transaction."""
         encoded = encode_options(options)
-        fits = yield from self._fits(_checked_type(type))
+        fits = yield from self._fits(checked_type(type))
         yield from jobs.enqueue_many_jobs(type, "", encoded)  # refuses type and options before anything is read
         ids: list[int] = []
         for numbers, chunk in _checked(chunks, fits):
@@ -100,7 +100,7 @@ class Operations:
         self, type: str, chunks: Iterator[list[tuple[int, str]]], field: str, options: Options
     ) -> Operation[list[tuple[int, bool]]]:
         """The same for lines of NDJSON, whose `field` is the key."""
-        fits = yield from self._fits(_checked_type(type))
+        fits = yield from self._fits(checked_type(type))
         numbers: list[int] = []
         lines: list[str] = []
         keys: list[str] = []
@@ -123,7 +123,7 @@ class Operations:
         self, type: str, chunks: Iterator[list[tuple[int, str]]], callback: str | Callback | None, options: Options
     ) -> Operation[tuple[int, int]]:
         """The same for lines of NDJSON: (id, children)."""
-        fits = yield from self._fits(_checked_type(type))
+        fits = yield from self._fits(checked_type(type))
         return (yield from self._fill(type, _checked(chunks, fits), "line", callback, options))
 
     def add_schedule(
@@ -132,9 +132,11 @@ class Operations:
         """Adds a schedule, or changes it."""
         if misplaced := sorted({"run_at", "delay", "after", "on_failure", "parent"} & set(options)):
             raise InvalidOption(f"option {misplaced[0]!r} makes no sense for a schedule")
+        if catch_up not in POLICIES:
+            raise InvalidOption(f'option \'catch_up\' must be "skip", "one" or "all"; it is {catch_up!r:.100}')
         Cron.parse(cron, zone)
         text, encoded = encode_payload(payload), encode_options(options, zone=zone, catch_up=catch_up)
-        if fits := (yield from self._fits(_checked_type(type))):
+        if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
         yield from schedules.add_schedule(name, cron, type, text, encoded)
 
@@ -177,7 +179,7 @@ class Operations:
         """What SQL knows as the option `callback`, checked as any job."""
         encoded = encode_callback(callback)
         try:
-            if fits := (yield from self._fits(_checked_type(encoded["type"]))):
+            if fits := (yield from self._fits(checked_type(encoded["type"]))):
                 fits(encoded["payload"])
         except (InvalidPayload, UnknownType) as exc:
             raise exc.__class__(f"callback: {exc}") from None
@@ -185,7 +187,7 @@ class Operations:
 
     def _texts(self, type: str, payloads: Iterable[Any]) -> Operation[list[str]]:
         """The payloads as JSON texts, all checked."""
-        fits = yield from self._fits(_checked_type(type))
+        fits = yield from self._fits(checked_type(type))
         texts: list[str] = []
         for at, payload in enumerate(payloads, 1):
             try:
@@ -350,7 +352,8 @@ def _schema_check(type: str, schema: Any) -> Fits:
     return check
 
 
-def _checked_type(type: Any) -> str:
+def checked_type(type: Any) -> str:
+    """A type's name that may be known; raises UnknownType."""
     if (
         not isinstance(type, str) or not type.isprintable() or len(type) > 200
     ):  # a NUL, half a surrogate: no such type can be known

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from dispatcher.front.base import AsyncFront, Front
+from dispatcher.operations import checked_type
 from dispatcher.queries import fleet
 
 
@@ -28,11 +29,11 @@ class ControlFront(Front):
 
         In effect as soon as the leader has heard of it, and kept until resume. Raises UnknownType.
         """
-        return self._do(fleet.pause_type(type), conn)
+        return self._do(fleet.pause_type(checked_type(type)), conn)
 
     def resume(self, type: str, *, conn: psycopg.Connection[Any] | None = None) -> bool:
         """Lets jobs of the type start again. False if it was not paused. Raises UnknownType."""
-        return self._do(fleet.resume_type(type), conn)
+        return self._do(fleet.resume_type(checked_type(type)), conn)
 
     def set_limit(
         self,
@@ -51,7 +52,7 @@ class ControlFront(Front):
         starts at once. With `tenant`, `limit` is that tenant's own. Raises UnknownType, InvalidOption.
         """
         given = {"limit": limit, "tenant_limit": tenant_limit, "rate": rate, "burst": burst}
-        self._do(fleet.set_limit(type, _changes(given), tenant), conn)
+        self._do(fleet.set_limit(checked_type(type), _changes(given), tenant), conn)
 
 
 class AsyncControlFront(AsyncFront):
@@ -59,11 +60,11 @@ class AsyncControlFront(AsyncFront):
 
     async def pause(self, type: str, *, conn: psycopg.AsyncConnection[Any] | None = None) -> bool:
         """As Client.pause."""
-        return await self._do(fleet.pause_type(type), conn)
+        return await self._do(fleet.pause_type(checked_type(type)), conn)
 
     async def resume(self, type: str, *, conn: psycopg.AsyncConnection[Any] | None = None) -> bool:
         """As Client.resume."""
-        return await self._do(fleet.resume_type(type), conn)
+        return await self._do(fleet.resume_type(checked_type(type)), conn)
 
     async def set_limit(
         self,
@@ -78,7 +79,7 @@ class AsyncControlFront(AsyncFront):
     ) -> None:
         """As Client.set_limit."""
         given = {"limit": limit, "tenant_limit": tenant_limit, "rate": rate, "burst": burst}
-        await self._do(fleet.set_limit(type, _changes(given), tenant), conn)
+        await self._do(fleet.set_limit(checked_type(type), _changes(given), tenant), conn)
 
 
 def _changes(given: dict[str, Any]) -> dict[str, Any]:

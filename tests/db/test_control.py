@@ -149,9 +149,13 @@ def test_burst_without_any_rate_is_refused(client: Client) -> None:
 
 
 def test_unknown_type_is_refused(client: Client, conn: psycopg.Connection[Any]) -> None:
-    for act in (client.pause, client.resume, lambda type: client.set_limit(type, limit=1)):
+    acts: list[Callable[[Any], Any]] = [client.pause, client.resume, lambda type: client.set_limit(type, limit=1)]
+    for act in acts:
         with pytest.raises(UnknownType, match="known types: mail, plain"):
             act("nix")
+        for name in ("\0", "\ud800", None):
+            with pytest.raises(UnknownType, match="cannot be a job type"):
+                act(name)
     assert value(conn, "select count(*) from dispatcher.control") == 0
 
 

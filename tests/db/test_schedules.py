@@ -446,6 +446,21 @@ def test_bad_schedule_writes_nothing(
     assert client.schedules() == []
 
 
+@pytest.mark.parametrize("name", ["\0", "\ud800", "no such", "", None, 5])
+def test_name_that_no_schedule_can_have(client: Client, name: Any) -> None:
+    with pytest.raises(InvalidSchedule, match="a schedule is named by"):
+        client.add_schedule(name, "* * * * *", "any")
+    for act in (client.remove_schedule, client.pause_schedule, client.resume_schedule, client.trigger_schedule):
+        with pytest.raises(ScheduleNotFound, match="there is no schedule"):
+            act(name)
+
+
+@pytest.mark.parametrize("policy", ["\0", "\ud800", 5])
+def test_policy_that_does_not_exist(client: Client, policy: Any) -> None:
+    with pytest.raises(InvalidOption, match="'catch_up' must be"):
+        client.add_schedule("s", "* * * * *", "any", catch_up=policy)
+
+
 def test_payload_is_checked_when_the_schedule_is_added(client: Client) -> None:
     with pytest.raises(InvalidPayload, match="does not fit"):
         client.add_schedule("s", "* * * * *", "import", {"rows": 5})
