@@ -56,9 +56,9 @@ end $$;
 create function dispatcher.check_cron(cron text) returns void
 immutable language plpgsql as $$
 declare
-    f text[] := regexp_split_to_array(trim(cron), '\s+');
+    f text[] := regexp_split_to_array(trim(e' \t\r\n' from cron), '\s+');
 begin
-    if f is null or cardinality(f) <> 5 then
+    if f is null or cardinality(f) <> 5 or length(cron) > 1000 then
         raise exception using errcode = 'DJ011', message = format(
             'a cron expression has five fields: minute, hour, day of the month, month, day of the week; it is %L', left(cron, 100));
     end if;
@@ -68,6 +68,13 @@ begin
             dispatcher.check_cron_field('month', f[4], 1, 12, '{JAN,FEB,MAR,APR,MAY,JUN,JUL,AUG,SEP,OCT,NOV,DEC}', null),
             dispatcher.check_cron_field('day of the week', f[5], 0, 7, '{SUN,MON,TUE,WED,THU,FRI,SAT}',
                                         '^([0-7]L|([0-7]|SUN|MON|TUE|WED|THU|FRI|SAT)#[1-5])$');
+    -- A day of the week that is not every one would do as well.
+    if f[5] like '*%' and (
+        f[3] ~ '^(,?0*3[01]([-/][0-9]+)*)+$' and upper(f[4]) ~ '^(,?(0*2|FEB))+$'
+        or f[3] ~ '^(,?0*31([-/][0-9]+)*)+$' and upper(f[4]) ~ '^(,?(0*([2469]|11)|FEB|APR|JUN|SEP|NOV))+$') then
+        raise exception using errcode = 'DJ011', message = format(
+            'the cron expression %L is never due: no such month has such a day', left(cron, 100));
+    end if;
 end $$;
 
 -- Adds a schedule or changes it. Options are those of enqueue, as far as they make sense, and `zone` and `catch_up`.

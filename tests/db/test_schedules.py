@@ -194,7 +194,7 @@ def test_very_many_that_a_user_holds_are_passed_by(
 def test_wrong_schedule_that_a_user_holds_does_not_keep_the_leader_busy(
     dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
-    conn.execute("select dispatcher.add_schedule('s', '0 0 30 2 *', 'any')")  # SQL cannot know
+    conn.execute("select dispatcher.add_schedule('s', '0 0 30 2-2 *', 'any')")  # SQL cannot know
     with open_transaction(dsn, "select from dispatcher.schedule for update"):
         assert [scheduling.scheduler.turn() > 0.0 for _ in range(4)] == [False, True, False, True]
     scheduling.fire()
@@ -350,10 +350,10 @@ def test_change_beside_the_firing_is_not_overwritten(
 def test_what_sql_let_pass_is_shown_and_a_change_mends_it(
     client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
-    conn.execute("select dispatcher.add_schedule('s', '0 0 30 2 *', 'any')")
+    conn.execute("select dispatcher.add_schedule('s', '0 0 30 2-2 *', 'any')")
     client.add_schedule("good", "* * * * *", "any")
     scheduling.fire()
-    assert "cron expression '0 0 30 2 *'" in (info(client).error or "")
+    assert "cron expression '0 0 30 2-2 *'" in (info(client).error or "")
     assert info(client, "good").next_at is not None
     scheduling.fire()
     assert scheduling.metrics.registry.get_sample_value("dispatcher_schedule_errors") == 1
@@ -391,6 +391,8 @@ BAD_CRON = [
     "5-1 * * * *",
 ]
 BAD_CRON += ["a * * * *", "* * * FOO *", "@daily", "", "1,,2 * * * *", "* * * * MON#6", "1-2-3 * * * *", "* * LX * *"]
+BAD_CRON += ["0 0 30 2 *", "0 0 30,31 feb *", "0 0 31 4,6,SEP *", "0 0 30-31 02 */2", "\t0 0 * *", "0 0 * *\t"]
+BAD_CRON += ["0 0 * * " + ",".join(["1"] * 500)]
 
 
 @pytest.mark.parametrize("cron", BAD_CRON)
@@ -412,6 +414,10 @@ GOOD_CRON = [
     "0 0 * * 5L",
     "0 0 * * MON#2",
     "0 0 * * 7",
+    "0 0 30 2 MON",
+    "0 0 29,30 2 *",
+    "0 0 31 2,3 *",
+    "0 0 30 4 *",
 ]
 
 
