@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -20,6 +20,7 @@ POLICIES = ("skip", "one", "all")
 LONGEST = 1000  # characters of an expression
 TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
 MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up
+SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 LOOK_BACK = (timedelta(minutes=5), timedelta(hours=5), timedelta(days=5), timedelta(days=70), timedelta(days=800))
 
 
@@ -59,11 +60,19 @@ class Cron:
     def times(self, moment: datetime) -> Iterator[datetime]:
         """The due times behind `moment`, in UTC, each later than the one before. Raises InvalidSchedule."""
         try:
-            for local in CronSim(self.expression, moment.astimezone(self.zone)):
-                due = local.astimezone(UTC)
-                if due > moment:  # an hour that comes twice begins again
-                    moment = due
+            while True:
+                for due in self._simulate(moment, self.zone):
+                    if due <= moment:  # an hour that comes twice begins again
+                        continue
+                    since, moment = moment, due
+                    before = max(since - HOUR, due - DAY)
+                    if (self._offset(due) - self._offset(before)) % HOUR and self._by_real_time():
+                        moment = self._first_about_shift(since, before, due)
+                        yield moment
+                        break
                     yield due
+                else:
+                    break
         except (CronSimError, OverflowError) as exc:
             raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is wrong: {exc}") from None
         raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is never due")
@@ -77,6 +86,32 @@ class Cron:
             if found is not None:
                 return found
         return self._last_in(due, now) or due
+
+    def _first_about_shift(self, moment: datetime, before: datetime, after: datetime) -> datetime:
+        """The first due time behind `moment`, where between the two others clocks are shifted by half an hour.
+
+        As on Lord Howe Island. CronSim goes from hour to hour and would carry the half hour along, past what is due in
+        the rest of the day.
+        """
+        old, earlier, shift = self._offset(before), before, after
+        while shift - earlier > SECOND:
+            middle = earlier + (shift - earlier) / 2
+            earlier, shift = (middle, shift) if self._offset(middle) == old else (earlier, middle)
+        shift = shift.replace(microsecond=0)
+        if moment < shift:
+            due = next(self._simulate(max(moment, before), timezone(old)))
+            if due < shift:
+                return due
+        return next(self._simulate(max(moment, shift - SECOND), timezone(self._offset(shift))))
+
+    def _simulate(self, moment: datetime, zone: tzinfo) -> Iterator[datetime]:
+        return (due.astimezone(UTC) for due in CronSim(self.expression, moment.astimezone(zone)))
+
+    def _offset(self, moment: datetime) -> timedelta:
+        return moment.astimezone(self.zone).utcoffset() or timedelta()
+
+    def _by_real_time(self) -> bool:
+        return any(field.startswith("*") for field in self.expression.split()[:2])
 
     def _last_in(self, after: datetime, now: datetime) -> datetime | None:
         found = None

@@ -15,6 +15,8 @@ from dispatcher.cron import MOST_AT_ONCE, Cron, catch_up
 from dispatcher.errors import InvalidSchedule
 
 BERLIN = "Europe/Berlin"
+HOWE = "Australia/Lord_Howe"
+SANTIAGO = "America/Santiago"
 
 
 def times(expression: str, zone: str, start: str, count: int) -> list[str]:
@@ -40,6 +42,20 @@ def times(expression: str, zone: str, start: str, count: int) -> list[str]:
         ("30 2 * * *", BERLIN, "2026-10-25T01:15:00Z", ["26 01:30"]),
         ("0 * * * *", BERLIN, "2026-10-24T23:30:00Z", ["25 00:00", "25 01:00", "25 02:00"]),
         ("*/30 2 * * *", BERLIN, "2026-10-24T23:30:00Z", ["25 00:00", "25 00:30", "25 01:00", "25 01:30", "26 01:00"]),
+        # By half an hour, back on 5 April and forward on 4 October 2026, from +11:00 to +10:30.
+        ("0 */6 * * *", HOWE, "2026-04-04T13:50:00Z", ["04 19:30", "05 01:30", "05 07:30", "05 13:30"]),
+        ("0 */6 * * *", HOWE, "2026-10-03T13:55:00Z", ["03 19:00", "04 01:00", "04 07:00", "04 13:00"]),
+        ("*/30 0 * * *", HOWE, "2026-04-04T13:30:00Z", ["05 13:30", "05 14:00", "06 13:30"]),
+        ("*/20 1 * * *", HOWE, "2026-04-04T14:00:00Z", ["04 14:20", "04 14:40", "04 15:10", "05 14:30"]),
+        ("*/15 2 * * *", HOWE, "2026-10-03T13:55:00Z", ["03 15:30", "03 15:45", "04 15:00"]),
+        ("30 2 * * *", HOWE, "2026-10-02T16:30:00Z", ["03 15:30", "04 15:30"]),
+        ("0 */6 5 4 *", HOWE, "2025-04-10T00:00:00Z", ["04 13:00", "04 19:30", "05 01:30", "05 07:30"]),
+        # At midnight: forward on 6 September, back on 5 April 2026.
+        ("0 0 * * *", SANTIAGO, "2026-09-05T12:00:00Z", ["06 04:00", "07 03:00"]),
+        ("30 0 * * *", SANTIAGO, "2026-09-05T12:00:00Z", ["06 04:00", "07 03:30"]),
+        ("0 0 * * *", SANTIAGO, "2026-04-04T12:00:00Z", ["05 04:00", "06 04:00"]),
+        ("30 23 * * *", SANTIAGO, "2026-04-04T12:00:00Z", ["05 02:30", "06 03:30"]),
+        ("0 4 29 2 *", BERLIN, "2026-01-01T00:00:00Z", ["29 03:00", "29 03:00"]),
     ],
 )
 def test_due_times(expression: str, zone: str, start: str, expected: list[str]) -> None:
