@@ -38,10 +38,11 @@ class Capacity:
         self._limits = dict(limits)
         self._decide()
 
-    def set_controls(self, controls: list[Control]) -> bool:
+    def set_controls(self, controls: list[Control], now: float) -> bool:
         """What operators say now; True where a rule has changed."""
         before, self._controls = self.rules, controls
         self._decide()
+        self._go_by_rates(now)
         return self.rules != before
 
     def set_elsewhere(self, running: Mapping[TypeTenant, int]) -> None:
@@ -62,9 +63,10 @@ class Capacity:
         """The limit over all types."""
         return self._limits.get("*")
 
-    def begin(self) -> None:
-        """A term begins: with empty buckets."""
+    def begin(self, now: float) -> None:
+        """A term begins: with empty buckets, which fill from now on."""
         self._buckets.clear()
+        self._go_by_rates(now)
 
     def left(self) -> int:
         """How many more may run, of whatever type."""
@@ -108,6 +110,11 @@ class Capacity:
         for type, count in counts.items():
             if bucket := self._bucket(type, now):
                 bucket.take(count, now)
+
+    def _go_by_rates(self, now: float) -> None:
+        # At once, not when the first job comes: it would find an empty bucket however long nothing had started.
+        for type in self.rules:
+            self._bucket(type, now)
 
     def _bucket(self, type: str, now: float) -> Bucket | None:
         rule = self.rules[type]

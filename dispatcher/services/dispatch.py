@@ -125,7 +125,7 @@ class Dispatch:
         """Starts a term: forgets everything, reads what operators say, counts what runs elsewhere from the rows."""
         self._term, self.awake, self._awake_lock_held = term, False, False
         self._lanes.clear()
-        self._capacity.begin()
+        self._capacity.begin(self._clock())
         self._read_controls(conn)
         self._count_elsewhere(conn)
         self._leading = True
@@ -283,7 +283,7 @@ class Dispatch:
     def _read_controls(self, conn: Connection) -> None:
         self._control_due = self._clock() + CONTROL_S  # before, as above
         try:
-            changed = self._capacity.set_controls(claims.list_controls(conn))
+            changed = self._capacity.set_controls(claims.list_controls(conn), self._clock())
         except psycopg.Error:  # somebody's lock on the table, say: what one was told of must not wait for the next look
             self._control_due = 0.0
             raise

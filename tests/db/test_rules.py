@@ -201,6 +201,19 @@ def test_rate_is_kept_from_an_empty_bucket_and_through_a_change_of_leader(conn: 
     assert other.metrics.registry.get_sample_value("dispatcher_rate", {"type": "rated"}) == 10
 
 
+@pytest.mark.parametrize("operator", [False, True])
+def test_bucket_fills_while_no_job_is_there(conn: Connection, leading: Leading, operator: bool) -> None:
+    """Else the first job of a type of one an hour waited for an hour, though none had started for a day."""
+    if operator:
+        control(conn, "a", rate=0.001, burst=1)
+        leading.dispatch.heard_control()
+    assert leading.rounds() == []
+    leading.now += 3600.0
+    fill(conn, "a" if operator else "rated", "", 10)
+    leading.dispatch.heard()
+    assert len(leading.rounds()) == (1 if operator else 4)
+
+
 def test_rate_that_holds_jobs_back_is_shown(conn: Connection, leading: Leading) -> None:
     fill(conn, "rated", "", 10)
     leading.rounds()
