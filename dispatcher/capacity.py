@@ -59,6 +59,11 @@ class Capacity:
         return bool(self._elsewhere)
 
     @property
+    def paused(self) -> set[str]:
+        """The types that are paused."""
+        return {type for type, rule in self.rules.items() if rule.paused}
+
+    @property
     def overall(self) -> int | None:
         """The limit over all types."""
         return self._limits.get("*")

@@ -36,6 +36,7 @@ class Lanes:
         self._lanes: dict[Lane, Cursor] = {}
         self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
+        self._foreign: set[str] = set()  # types with jobs that have no executor here
         self._turn = 0
         self._queued: dict[Lane, int] = {}  # the turn at which each lane last went to the end of the queue
         self._read_again_at = 0.0
@@ -64,14 +65,20 @@ class Lanes:
     def read(self, conn: Connection) -> None:
         """Finds every lane with a pending job."""
         began = self._clock()
-        found = claims.list_lanes(conn) if self._aging_s is None else claims.list_aged_lanes(conn, self._aging_s)
+        skipped = self._capacity.paused | self._foreign
+        if self._aging_s is None:
+            found = claims.list_lanes(conn, skipped)
+        else:
+            found = claims.list_aged_lanes(conn, self._aging_s, skipped)
+        self._foreign |= {type for type in {one.lane.type for one in found} if self._registry.get(type) is None}
+        skipped = self._capacity.paused | self._foreign
+        found = [one for one in found if one.lane.type not in skipped]
         # A lane that is new comes to the end, as one does that had its turn: else a stream of new ones kept it waiting.
         self._queued = queued = {one.lane: self._queued.get(one.lane, self._turn) for one in found}
         if self._aging_s is not None:
             found = share_waiting(found, queued)
         # By priority, then who has waited longest for a turn, then age.
         found.sort(key=lambda one: (one.head[0], queued[one.lane], one.head[1]))
-        found = [one for one in found if self._registry.get(one.lane.type) is not None]
         self._lanes = {one.lane: one.start for one in found}
         self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
         self._types = {lane.type for lane in self._lanes}

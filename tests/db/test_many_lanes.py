@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -135,6 +136,62 @@ def test_first_turns_of_many_tenants_keep_the_limit_of_their_type(conn: Connecti
             "limited": LIMITED.limit,
             "a": ROOM - (LIMITED.limit or 0),
         }
+
+
+@pytest.mark.parametrize("aging_s", [None, 60.0])
+def test_lanes_that_a_statement_may_not_hold_are_found_page_by_page(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, aging_s: float | None
+) -> None:
+    """All in one statement, some hundred thousand tenants were more than its time allows, and nobody could lead."""
+    monkeypatch.setattr(claims, "PAGE", 3)
+    conn.execute((FILL + BY_TURNS).encode(), (10, 2))
+    for type in ("a", "b", "c"):
+        conn.execute("insert into dispatcher.job (type, state, payload) values (%s, 'pending', '{}')", (type,))
+
+    def find(*skipped: str) -> list[Lane]:
+        found = claims.list_lanes(conn, skipped) if aging_s is None else claims.list_aged_lanes(conn, aging_s, skipped)
+        return [one.lane for one in found]
+
+    tenants = ["", *sorted(f"t{n}" for n in range(1, 11))]
+    priority = None if aging_s is None else 0
+    everything = [
+        *(Lane("a", tenant, priority) for tenant in tenants),
+        Lane("b", "", priority),
+        Lane("c", "", priority),
+    ]
+    assert find() == everything
+    assert find("b") == everything
+    assert find("a") == [everything[0], *everything[-2:]]
+
+
+@pytest.mark.parametrize("aging_s", [None, 60.0])
+def test_tenants_of_a_paused_or_foreign_type_cost_the_others_nothing(
+    conn: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, aging_s: float | None
+) -> None:
+    """One that is paused may pile up jobs of very many tenants, and so may one that only other leases' leaders run."""
+    publish(conn, A, LIMITED)
+    for type in ("aa", "limited"):
+        conn.execute((FILL + BY_TURNS).replace("'a'", f"'{type}'").encode(), (50, 1))
+    conn.execute("insert into dispatcher.control (type, paused_at) values ('limited', now())")
+    with session(dsn) as lease:
+        leading = Leading(lease, executors=(A, LIMITED), aging_s=aging_s)
+        assert leading.rounds() == []
+        name = "list_lanes" if aging_s is None else "list_aged_lanes"
+        read, found = getattr(claims, name), []
+
+        def count(*args: Any) -> Any:
+            answer = read(*args)
+            found.append(len(answer))
+            return answer
+
+        monkeypatch.setattr(claims, name, count)
+        conn.execute("insert into dispatcher.job (type, state, payload) values ('a', 'pending', '{}')")
+        leading.dispatch.heard()
+        assert len(leading.rounds()) == 1
+        assert max(found) == 3, "one of each type"
+        conn.execute("delete from dispatcher.control")
+        leading.dispatch.heard_control()
+        assert len(leading.rounds()) == LIMITED.limit
 
 
 def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading(
