@@ -128,7 +128,8 @@ class Lanes:
         """The first job of each of the first lanes, without a look at the jobs: where as many lanes as there is room
         for have had no turn yet, and all these jobs are of one priority. Empty where that is not so.
         """
-        if len(self._heads) < room:
+        room = min(room, sum(count for count in most.values() if count > 0))
+        if not 0 < room <= len(self._heads):
             return []
         turns: list[Take] = []
         of_type: Counter[str] = Counter()

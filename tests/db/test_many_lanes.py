@@ -194,6 +194,22 @@ def test_tenants_of_a_paused_or_foreign_type_cost_the_others_nothing(
         assert len(leading.rounds()) == LIMITED.limit
 
 
+def test_first_turns_within_a_small_limit_cost_no_look_at_the_jobs(
+    conn: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round once went through all tenants, and then shared among some, where the type has less room than the
+    leader."""
+    publish(conn, LIMITED)
+    conn.execute((FILL + BY_TURNS).replace("'a'", "'limited'").encode(), (TENANTS, 1))
+    monkeypatch.setattr(claims, "share_lanes", None)
+    with session(dsn) as lease:
+        leading = Leading(lease, executors=(LIMITED,), threads=ROOM)
+        for _ in range(20):
+            assert len(serve(leading, pause_s=0.0)) == LIMITED.limit
+    oldest = "select count(*) from dispatcher.job where state = 'succeeded' and id <= 60"
+    assert value(conn, oldest) == 60
+
+
 def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading(
     conn: Connection, leading: Leading
 ) -> None:
