@@ -28,7 +28,7 @@ class Bucket:
         return int(self._tokens + 1e-9)  # a sum of fractions may fall short of the whole by a rounding error
 
     def take(self, count: int, now: float) -> None:
-        """Uses up `count` tokens, which are available."""
+        """Uses up `count` tokens, which are available; fewer than none puts back what was not used."""
         self._fill(now)
         self._tokens -= count
 

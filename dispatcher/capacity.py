@@ -116,6 +116,10 @@ class Capacity:
             if bucket := self._bucket(type, now):
                 bucket.take(count, now)
 
+    def not_started(self, counts: Mapping[str, int], now: float) -> None:
+        """So many of each type were claimed and given back: else a slow rate waited anew for a start it never made."""
+        self.started({type: -count for type, count in counts.items()}, now)
+
     def _go_by_rates(self, now: float) -> None:
         # At once, not when the first job comes: it would find an empty bucket however long nothing had started.
         for type in self.rules:

@@ -242,7 +242,9 @@ class Dispatch:
             self._inflight.remove(waiting)
             raise
         self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
-        self._inflight.remove([execution for execution in waiting if execution.key in given_back])
+        gone = [execution for execution in waiting if execution.key in given_back]
+        self._inflight.remove(gone)
+        self._capacity.not_started(Counter(execution.claimed.type for execution in gone), self._clock())
         return len(given_back)
 
     def fall_asleep(self, conn: Connection) -> bool:

@@ -214,6 +214,26 @@ def test_bucket_fills_while_no_job_is_there(conn: Connection, leading: Leading, 
     assert len(leading.rounds()) == (1 if operator else 4)
 
 
+def test_start_that_was_given_back_is_not_waited_for_again(conn: Connection, leading: Leading) -> None:
+    """What was claimed ahead goes back when an operator changes any rule: a rate of one an hour lost an hour by it."""
+    control(conn, "rated", rate=1 / 3600, burst=1)
+    leading.dispatch.heard_control()
+    fill(conn, "rated", "", 10)
+    assert leading.rounds() == []
+    leading.now += 3600.0
+    [id] = leading.rounds()
+    leading.pool.take_waiting = lambda: leading.pool.taken[-1:]  # type: ignore[method-assign] # no thread had taken it
+    leading.inflight.executing.clear()
+    control(conn, "b", max_running=5)
+    leading.dispatch.heard_control()
+    assert leading.rounds() == [id]
+    leading.inflight.executing.clear()
+    leading.now += 1800.0
+    assert leading.dispatch.return_waiting(leading.conn) == 1
+    assert leading.rounds() == [id]
+    assert leading.rounds() == []  # the burst, and no more
+
+
 def test_rate_that_holds_jobs_back_is_shown(conn: Connection, leading: Leading) -> None:
     fill(conn, "rated", "", 10)
     leading.rounds()
