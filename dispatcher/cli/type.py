@@ -12,6 +12,8 @@ from dispatcher.cli.session import client
 from dispatcher.queries.fleet import TypeInfo
 from dispatcher.rate import format_rate, parse_rate
 
+TENANTS_SHOWN = 3  # with limits of their own, in the table: --json has all
+
 
 @click.group("type")
 def command() -> None:
@@ -130,13 +132,27 @@ def _rate(info: TypeInfo) -> str | None:
     return None if info.rate is None else f"{format_rate(info.rate)}, burst {info.burst}"
 
 
+def _marked_rate(info: TypeInfo) -> str | None:
+    if info.rate is None:
+        return None
+    rate, burst = _marked(format_rate(info.rate), info.rate_from), _marked(info.burst, info.burst_from)
+    return f"{rate}, burst {burst}"
+
+
+def _tenant_limits(info: TypeInfo) -> str | None:
+    own = [f"{name} {count}*" for name, count in sorted(info.tenant_limits.items())]
+    if len(own) > TENANTS_SHOWN:
+        own[TENANTS_SHOWN:] = [f"{len(own) - TENANTS_SHOWN} more*"]
+    return ", ".join(filter(None, (_marked(info.tenant_limit, info.tenant_limit_from), *own))) or None
+
+
 def _row(t: TypeInfo) -> tuple[Any, ...]:
     paused = None if t.paused_at is None else f"{age(t.paused_at)}, by {t.paused_by}"
     return (
         t.name,
         _marked(t.limit, t.limit_from),
-        _marked(t.tenant_limit, t.tenant_limit_from),
-        _marked(_rate(t), t.rate_from),
+        _tenant_limits(t),
+        _marked_rate(t),
         paused,
         t.timeout,
         t.max_attempts,

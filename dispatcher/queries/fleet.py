@@ -33,6 +33,7 @@ class TypeInfo:
     """Starts a second."""
     rate_from: str | None
     burst: int | None
+    burst_from: str | None
     paused_at: datetime | None
     paused_by: str | None
     tenant_limits: dict[str, int]

@@ -180,10 +180,22 @@ def test_command_line(run: Callable[..., Result], client: Client) -> None:
     assert set_all.stdout == "mail: limit 6, of each tenant 2, rate 1.5/s, burst 3\n"
     assert run("type", "limit", "mail", "--limit", "1", "--tenant", "acme").stdout.endswith("of tenant acme 1\n")
     line = run("type", "list").stdout.splitlines()[1]
-    assert line.split()[:6] == ["mail", "6*", "2", "1.5/s,", "burst", "3*"]
+    assert line.split()[:8] == ["mail", "6*", "2,", "acme", "1*", "1.5/s*,", "burst", "3*"]
     [shown] = [one for one in json.loads(run("type", "list", "--json").stdout) if one["name"] == "mail"]
     assert (shown["limit"], shown["limit_from"], shown["tenant_limits"]) == (6, "database", {"acme": 1})
     assert info(client).limit == 6
+
+
+def test_star_marks_what_an_operator_said_and_nothing_else(run: Callable[..., Result], client: Client) -> None:
+    client.set_limit("mail", burst=2)
+    for tenant in ("a", "b", "c", "d", "e"):
+        client.set_limit("plain", limit=1, tenant=tenant)
+    table = run("type", "list").stdout
+    assert "5/s, burst 2*" in table
+    assert "a 1*, b 1*, c 1*, 2 more*" in table
+    assert (info(client).rate_from, info(client).burst_from) == ("code", "database")
+    client.set_limit("mail", burst=None, rate=2)
+    assert "2/s*, burst 2 " in run("type", "list").stdout
 
 
 @pytest.mark.parametrize(
