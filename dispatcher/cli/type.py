@@ -65,8 +65,8 @@ class OrNone(click.ParamType[Any]):
         """The word none is None for the database, and this the sign that the option was given."""
         if value == "none" or isinstance(value, int):
             return value
-        if not value.isdecimal() or not 1 <= int(value) < 2**31:
-            self.fail(f"{value!r} is no whole number of 1 or more, nor none; to stop a type, pause it", param, ctx)
+        if not value.isdecimal() or len(value) > 10 or not 1 <= int(value) < 2**31:
+            self.fail(f"{value!r:.100} is no whole number of 1 or more, nor none; to stop a type, pause it", param, ctx)
         return int(value)
 
 

@@ -203,6 +203,7 @@ def test_star_marks_what_an_operator_said_and_nothing_else(run: Callable[..., Re
     [
         (("mail",), 2, "give at least one of --limit"),
         (("mail", "--limit", "0"), 2, "no whole number of 1 or more"),
+        (("mail", "--limit", "9" * 5000), 2, "no whole number of 1 or more"),
         (("mail", "--rate", "0"), 2, "a rate is more than zero"),
         (("mail", "--rate", "nan"), 2, "a rate is more than zero"),
         (("plain", "--burst", "2"), 1, "goes with a rate"),
