@@ -7,6 +7,7 @@ priority is hidden no longer than that.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -16,6 +17,7 @@ from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.queries import claims
 from dispatcher.queries.claims import Claimed, Cursor, FoundLane, Lane, Take
+from dispatcher.turns import Turns
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
 MAX_SHARED = 20_000  # rows read to share the room among lanes
@@ -33,7 +35,7 @@ class Lanes:
         self._capacity = capacity
         self._aging_s = aging_s
         self._clock = clock
-        self._lanes: dict[Lane, Cursor] = {}
+        self._lanes = Turns()
         self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._foreign: set[str] = set()  # types with jobs that have no executor here
@@ -45,7 +47,7 @@ class Lanes:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._lanes.clear()
+        self._lanes = Turns()
         self._heads.clear()
         self.held = {}
         self._read_again_at = 0.0
@@ -79,9 +81,11 @@ class Lanes:
             found = share_waiting(found, queued)
         # By priority, then who has waited longest for a turn, then age.
         found.sort(key=lambda one: (one.head[0], queued[one.lane], one.head[1]))
-        self._lanes = {one.lane: one.start for one in found}
+        self._lanes = Turns()
+        for one in found:
+            self._lanes.put(one.lane, one.start, math.floor(one.head[0]))
         self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
-        self._types = {lane.type for lane in self._lanes}
+        self._types = {one.lane.type for one in found}
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
 
@@ -105,7 +109,7 @@ class Lanes:
             if shares:
                 return [Take(lane, take, self._lanes[lane]) for lane, take in shares]
             for one in takes:  # nothing behind their cursors any more
-                self._lanes.pop(one.lane, None)
+                self._lanes.pop(one.lane)
         return []
 
     def advance(self, takes: list[Take], rows: list[Claimed]) -> None:
@@ -116,13 +120,14 @@ class Lanes:
         got = Counter(lanes)
         last = dict(zip(lanes, rows, strict=True))  # rows come by priority and id
         for one in takes:
-            self._lanes.pop(one.lane, None)
+            level = self._lanes.pop(one.lane)
             self._heads.pop(one.lane, None)
             if got[one.lane]:
                 self._turn += 1
                 self._queued[one.lane] = self._turn
-            if got[one.lane] == one.take:  # goes to the end: the others take their turn
-                self._lanes[one.lane] = Cursor(last[one.lane].priority, last[one.lane].id)
+            if got[one.lane] == one.take:  # goes to the end: the others of its priority take their turn
+                row = last[one.lane]
+                self._lanes.put(one.lane, Cursor(row.priority, row.id), level if by_priority else row.priority)
 
     def _first_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
         """The first job of each of the first lanes, without a look at the jobs: where as many lanes as there is room
@@ -134,7 +139,7 @@ class Lanes:
         turns: list[Take] = []
         of_type: Counter[str] = Counter()
         slots, priority = self._capacity.tenant_slots, None
-        for lane, cursor in self._lanes.items():
+        for lane, cursor in self._lanes:
             if of_type[lane.type] >= most[lane.type] or slots(lane.type, lane.tenant) <= 0:
                 continue
             head = self._heads.get(lane)
@@ -152,7 +157,7 @@ class Lanes:
         slots = self._capacity.tenant_slots
         candidates = (
             Take(lane, take, cursor, most[lane.type])
-            for lane, cursor in self._lanes.items()
+            for lane, cursor in self._lanes
             if (take := min(room, most[lane.type])) > 0 and (take := min(take, slots(lane.type, lane.tenant))) > 0
         )
         return list(islice(candidates, max(MIN_LANES, LANES_PER_ROOM * room)))
@@ -167,7 +172,7 @@ class Lanes:
                 if not starts:
                     late[type] = self._capacity.wait_s(type, now)
         self.held = {}
-        for lane in self._lanes if late else ():
+        for lane, _ in self._lanes if late else ():
             if lane.type in late and self._capacity.tenant_slots(lane.type, lane.tenant) > 0:
                 self.held[lane.type] = late.pop(lane.type)
         return most

@@ -210,6 +210,27 @@ def test_first_turns_within_a_small_limit_cost_no_look_at_the_jobs(
     assert value(conn, oldest) == 60
 
 
+@pytest.mark.parametrize("aging_s", [None, 3600.0])
+@pytest.mark.parametrize(("threads", "others"), [(1, 1), (2, 3), (ROOM, 100), (ROOM, 1000)])
+def test_worse_priority_waits_within_a_burst_until_the_better_one_is_done(
+    conn: Connection, dsn: str, threads: int, others: int, aging_s: float | None
+) -> None:
+    """The tenants of the worse one have had no turn yet, and there are more of them than a claim considers."""
+    publish(conn, A)
+    fill_priority = """
+        insert into dispatcher.job (type, tenant, state, priority, payload)
+        select 'a', %s || n %% %s, 'pending', %s, '{}' from generate_series(1, %s) as n
+    """
+    conn.execute(fill_priority.encode(), ("late", others, 5, 1000))
+    conn.execute(fill_priority.encode(), ("urgent", 2, 0, 20 * threads))
+    with session(dsn) as lease:
+        leading = Leading(lease, threads=threads, aging_s=aging_s)
+        for _ in range(22):
+            serve(leading, pause_s=0.001)
+        priorities = [taken.claimed.priority for taken in leading.pool.taken]
+        assert priorities == [0] * 20 * threads + [5] * 2 * threads
+
+
 def test_better_priority_that_comes_within_a_burst_is_served_at_the_next_reading(
     conn: Connection, leading: Leading
 ) -> None:
