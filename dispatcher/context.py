@@ -127,7 +127,9 @@ class Context:
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """Says how far the job is, 0 to 100, with a word. Cheap in a tight loop: the latest is written now and then."""
-        self._runtime.report_progress(self.job.id, self.attempt, min(100.0, max(0.0, float(percent))), message)
+        share = min(100.0, max(0.0, float(percent)))
+        # Rounded, for PostgreSQL refuses a number that is too small for the column, and with it everybody's progress.
+        self._runtime.report_progress(self.job.id, self.attempt, round(share, 3), message)
 
     def connect(self) -> Connection[Any]:
         """A new connection to the dispatcher's database; close it yourself (`with ctx.connect() as conn:`)."""

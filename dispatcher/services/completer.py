@@ -262,7 +262,7 @@ class Completer:
             timed_out, self._timed_out = self._timed_out, set()
         try:
             if progress:
-                statements.write_progress(conn, progress)
+                self._write_progress(conn, progress)
             if timed_out:
                 statements.mark_timed_out(conn, list(timed_out))
         except psycopg.Error as exc:
@@ -271,6 +271,18 @@ class Completer:
                 self._timed_out |= timed_out
             if not isinstance(exc, psycopg.errors.LockNotAvailable):  # somebody's lock on the whole table is no loss
                 raise
+
+    def _write_progress(self, conn: Connection, progress: dict[tuple[int, int], tuple[float, str | None]]) -> None:
+        """Progress that the database refuses is dropped: nothing that a job says may hold up the outcomes."""
+        try:
+            statements.write_progress(conn, progress)
+        except REFUSED as exc:
+            if len(progress) > 1:
+                for key, said in progress.items():
+                    self._write_progress(conn, {key: said})
+                return
+            ((job_id, _attempt),) = progress
+            log.warning("progress cannot be written: %s", first_line(exc), extra={"job_id": job_id})
 
 
 def _outcome(execution: Execution) -> Outcome:

@@ -294,6 +294,21 @@ def test_progress_of_a_late_attempt_is_not_shown(conn: Connection, lease: Connec
     assert job(conn, id)["progress"] == 7.0
 
 
+@pytest.mark.parametrize("refused", [(1e-50, "tiny"), (50.0, "a\x00b")], ids=["underflow", "nul"])
+def test_progress_that_postgresql_refuses_holds_up_nobody(
+    conn: Connection, lease: Connection, settling: Settling, refused: tuple[float, str]
+) -> None:
+    ids = [enqueue(conn) for _ in range(3)]
+    claimed = claim(lease)
+    settling.completer.report_progress(ids[0], 1, 10.0, "one")
+    settling.completer.report_progress(ids[1], 1, *refused)
+    settling.completer.report_progress(ids[2], 1, 30.0, "three")
+    settling.settle(*map(execution, claimed))
+    rows = [job(conn, id) for id in ids]
+    assert [row["state"] for row in rows] == ["succeeded"] * 3
+    assert [row["progress_message"] for row in rows] == ["one", None, "three"]
+
+
 def test_settled_claims_are_forgotten(conn: Connection, lease: Connection, settling: Settling) -> None:
     for _ in range(5):
         enqueue(conn)

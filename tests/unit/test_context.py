@@ -109,7 +109,8 @@ def test_callbacks_are_called_once_and_a_bad_one_harms_no_other(ctx: Context, ca
 
 
 @pytest.mark.parametrize(
-    ("given", "noted"), [(-5, 0.0), (50, 50.0), (1e9, 100.0), (float("nan"), 0.0), (float("inf"), 100.0)]
+    ("given", "noted"),
+    [(-5, 0.0), (50, 50.0), (1e9, 100.0), (float("nan"), 0.0), (float("inf"), 100.0), (1e-50, 0.0), (5e-324, 0.0)],
 )
 def test_progress_stays_within_0_and_100(ctx: Context, runtime: Noted, given: float, noted: float) -> None:
     ctx.progress(given)
