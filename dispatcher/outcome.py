@@ -67,7 +67,7 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
         return cls(job.id, job.attempt, State.SUCCEEDED, result)
 
     @classmethod
-    def partial(cls, job: Job, result: str | None, errors: str) -> Outcome:
+    def partial(cls, job: Job, result: str | None, errors: str | None) -> Outcome:
         """Done, but for some items; `errors` is a JSON array."""
         return cls(job.id, job.attempt, State.PARTIAL, result, errors)
 
@@ -229,8 +229,12 @@ def _succeeded(job: Job, value: Any) -> Outcome:
 
 def _partial(job: Job, result: Any, errors: list[dict[str, Any]]) -> Outcome:
     try:
-        entries = [{"kind": "item", **entry, "message": storable(str(entry.get("message", "")))} for entry in errors]
-        return Outcome.partial(job, None if result is None else encode(result), encode(entries))
+        entries = [
+            {"kind": "item", **entry, "message": storable(str(entry.get("message", "")))[:MAX_MESSAGE]}
+            for entry in errors
+        ]
+        # None where there are none: the row keeps the errors of earlier tries.
+        return Outcome.partial(job, None if result is None else encode(result), encode(entries) if entries else None)
     except Exception as exc:  # noqa: BLE001 - the values' own methods may run, and raise what they like
         return Outcome.failed(job, JobError("result", f"the partial result is not JSON: {_text(exc)}"))
 

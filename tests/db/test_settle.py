@@ -9,9 +9,11 @@ import psycopg
 import pytest
 
 from dispatcher.db import Connection
+from dispatcher.executor import Partial
 from dispatcher.job import State
-from dispatcher.outcome import JobError, Outcome
+from dispatcher.outcome import JobError, Outcome, Returned, settle
 from dispatcher.queries import outcomes
+from dispatcher.retry import RetryPolicy
 from dispatcher.services import completer as completer_module
 from tests.db.running import (
     Settling,
@@ -107,6 +109,19 @@ def test_errors_are_appended_with_time_and_attempt(conn: Connection, lease: Conn
     assert all(e["at"].startswith("2") for e in row["errors"])
     assert row["errors"][0]["at"] < row["errors"][2]["at"]
     assert (row["state"], row["failures"]) == ("failed", 3)
+
+
+def test_partial_without_errors_keeps_those_of_earlier_tries(
+    conn: Connection, lease: Connection, settling: Settling
+) -> None:
+    id = enqueue(conn)
+    (claimed,) = claim(lease)
+    settling.settle(execution(claimed, Outcome.retry(as_job(claimed), 0.0, ERROR)))
+    (claimed,) = claim(lease)
+    ending = Returned(Partial([1], []))
+    settling.settle(execution(claimed, settle(as_job(claimed), ending, None, policy=RetryPolicy())))
+    row = job(conn, id)
+    assert (row["state"], row["result"], [e["message"] for e in row["errors"]]) == ("partial", [1], [ERROR.message])
 
 
 def test_user_s_row_lock_does_not_hold_up_the_others(

@@ -211,6 +211,11 @@ def test_partial_s_message_is_made_storable() -> None:
     assert error(outcome)["message"] == "row \\x00 \\udcff"
 
 
+def test_partial_s_message_is_cut_as_any_error_s() -> None:
+    outcome = end(Returned(Partial(None, [{"message": "x" * 10**6}])))
+    assert len(error(outcome)["message"]) == MAX_MESSAGE
+
+
 @pytest.mark.parametrize("text", ["\\u0000", "\\\\u0000", "a\\", "\\\\\\u0000", "u0000"])
 def test_backslashes_are_not_taken_for_nul(text: str) -> None:
     assert json.loads(encode(text)) == text
