@@ -125,6 +125,11 @@ begin
     return number;
 end $$;
 
+-- Whether a text that is a time ends in a zone. The last number of a date, as in 2030-01-31, is none.
+create function dispatcher.has_zone(given text) returns boolean
+immutable language sql as $$
+    select given ~* '(\dz|(:\d\d|t\d\d|t\d{4}|t\d{6})([.,]\d+)?[+-]\d\d(:?\d\d)?)\s*$' $$;
+
 create or replace function dispatcher.parse_options(options jsonb, out parsed dispatcher.job_options)
 stable language plpgsql as $$
 declare
@@ -161,7 +166,7 @@ begin
             end if;
         when 'run_at' then
             -- A zone is demanded: the session's own would silently be assumed, and differs from client to client.
-            if jsonb_typeof(value) <> 'string' or (value #>> '{}') !~* '\d(z|[+-]\d\d(:?\d\d)?)\s*$' then
+            if jsonb_typeof(value) <> 'string' or not dispatcher.has_zone(value #>> '{}') then
                 raise exception using errcode = 'DJ004', message = format(
                     'option ''run_at'' must be a time with its zone, such as "2030-01-31T12:00:00Z"; it is %s', value);
             end if;

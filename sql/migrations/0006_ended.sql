@@ -9,16 +9,21 @@ create function dispatcher.parse_filter_time(name text, value jsonb, out result 
 stable language plpgsql as $$
 declare
     given text := value #>> '{}';
+    ago interval;
 begin
     if jsonb_typeof(value) = 'number' then
-        result := now() - make_interval(secs => given::double precision);
-    elsif jsonb_typeof(value) = 'string' and given ~* '\d(z|[+-]\d\d(:?\d\d)?)\s*$' then
+        ago := make_interval(secs => given::double precision);
+    elsif jsonb_typeof(value) = 'string' and dispatcher.has_zone(given) then
         result := given::timestamptz;
     elsif jsonb_typeof(value) = 'string' and given !~* '\d\s*[-:/]\s*\d' then  -- a time without its zone is no duration
-        result := now() - given::interval;
+        ago := given::interval;
     end if;
-    -- As with run_at; and what starts with a minus sign is a slip.
-    if (result between '0002-01-01' and now() + interval '100 years') is not true or given like '-%' then
+    -- "7 days ago" is minus seven days: taken from now it would be a time to come, and a purge until then one of everything.
+    if ago >= interval '0' then
+        result := now() - ago;
+    end if;
+    -- As with run_at.
+    if (result between '0002-01-01' and now() + interval '100 years') is not true then
         raise datetime_field_overflow;
     end if;
 exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow

@@ -91,7 +91,16 @@ def test_what_is_due_already_is_pending(conn: Connection, options: dict[str, Any
 
 @pytest.mark.parametrize(
     "run_at",
-    ["2100-01-01T00:00:00Z", "2100-01-01 00:00:00+00", "2100-01-01T02:00+0200", "2099-12-31T19:00:00-05:00 "],
+    [
+        "2100-01-01T00:00:00Z",
+        "2100-01-01 00:00:00+00",
+        "2100-01-01T02:00+0200",
+        "2099-12-31T19:00:00-05:00 ",
+        "2100-01-01T02:00:00.000+02",
+        "21000101T020000+0200",
+        "20991231T1900-0500",
+        "21000101T000000Z",
+    ],
 )
 def test_zones(conn: Connection, run_at: str) -> None:
     conn.execute("set timezone = 'Asia/Tokyo'; set datestyle = 'SQL, DMY'; set intervalstyle = 'sql_standard'")
@@ -127,6 +136,9 @@ BAD_OPTIONS = [
     '{"timeout": "200000000 years"}',
     '{"timeout": "20000 years"}',
     '{"run_at": "2100-01-01T00:00:00"}',
+    '{"run_at": "2100-01-31"}',
+    '{"run_at": "01-31-2100"}',
+    '{"run_at": "Jan-31-30"}',
     '{"run_at": "tomorrow"}',
     '{"run_at": "infinity"}',
     '{"run_at": "2100-13-01T00:00:00Z"}',
