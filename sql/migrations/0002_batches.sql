@@ -668,6 +668,7 @@ declare
     job record;
     again bigint[] := array[retry.id];
     done record;
+    was text;
 begin
     select j.parent_id, j.type = 'batch' as is_batch into job from dispatcher.job j where j.id = retry.id;
     if not found then
@@ -682,10 +683,13 @@ begin
     end if;
     select r.revived, r.ended into done from dispatcher.revive(again) r;
     if done.revived is null then
+        select j.state into was from dispatcher.job j where j.id = retry.id;
+        if not found then  -- it was removed meanwhile
+            perform dispatcher.raise_not_found(retry.id);
+        end if;
         raise exception using errcode = 'DJ006', message = case when job.is_batch
             then format('batch %s has no failed or canceled jobs that could be retried', retry.id)
-            else format('job %s is %s; only failed, partial, canceled and scheduled jobs can be retried', retry.id,
-                        (select j.state from dispatcher.job j where j.id = retry.id)) end;
+            else format('job %s is %s; only failed, partial, canceled and scheduled jobs can be retried', retry.id, was) end;
     end if;
     if job.is_batch then  -- what was still being canceled ends so; what runs again is no more asked to
         update dispatcher.batch b set cancel_requested = false where b.job_id = retry.id and b.cancel_requested;

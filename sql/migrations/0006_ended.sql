@@ -171,10 +171,12 @@ begin
 end $$;
 
 -- One step of retry_where: from `before` on, at most `most` jobs. Each runs again just as by dispatcher.retry. Passed by and counted
--- as skipped: what somebody holds locked, what has changed meanwhile, and whose unique key another unfinished job has.
+-- as skipped: what somebody holds locked, what has changed meanwhile, and whose unique key another unfinished job has. Locks that are
+-- not foreseen, such as those of a key that is being enqueued, of a batch's job or of one that comes after, are waited for so
+-- shortly that no circle comes about: of two who wait for each other PostgreSQL would end any.
 create function dispatcher.retry_step(
     filter jsonb, before bigint, most bigint, out retried bigint, out skipped bigint, out next bigint)
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '20ms' as $$
 declare
     f dispatcher.ended_filter := dispatcher.parse_filter(filter, array['failed', 'partial', 'canceled'], demanding => true);
     ids bigint[];
@@ -202,7 +204,7 @@ begin
             end if;
             perform dispatcher.retry(one);
             retried := retried + 1;
-        exception when sqlstate 'DJ005' or sqlstate 'DJ006' or sqlstate 'DJ007' or deadlock_detected then
+        exception when sqlstate 'DJ005' or sqlstate 'DJ006' or sqlstate 'DJ007' or lock_not_available or deadlock_detected then
             skipped := skipped + 1;
         end;
     end loop;

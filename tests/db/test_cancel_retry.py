@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 from dispatcher.db import Connection
-from tests.db.running import claim, enqueue, job, open_transaction, publish, session, state, value
+from tests.db.running import claim, enqueue, job, open_transaction, publish, session, state, until, value
 
 FINAL = ("succeeded", "partial", "failed", "canceled")
 
@@ -187,3 +188,22 @@ def test_retry_and_cancel_of_one_transaction(dsn: str, conn: Connection, lease: 
         assert cancel(own, id) == "canceled"
         assert retry(own, id) == "pending"
     assert [claimed.id for claimed in claim(lease)] == [id]
+
+
+def test_retry_of_a_job_that_is_removed_meanwhile_says_so(dsn: str, conn: Connection, lease: Connection) -> None:
+    id = enqueue(conn)
+    put(conn, id, "failed")
+    told: list[str] = []
+
+    def retry_it() -> None:
+        with psycopg.connect(dsn) as own, pytest.raises(psycopg.Error) as caught:
+            retry(own, id)
+        told.append(f"{caught.value.sqlstate} {caught.value.diag.message_primary}")
+
+    waiting = threading.Thread(target=retry_it)
+    with open_transaction(dsn, f"delete from dispatcher.job where id = {id}") as removing:
+        waiting.start()
+        until(lambda: value(conn, "select count(*) from pg_locks where not granted"))
+        removing.commit()
+    waiting.join()
+    assert told == [f"DJ005 there is no job {id}"]

@@ -271,6 +271,35 @@ def test_job_whose_unique_key_is_taken_is_passed_by(client: Client, conn: Conn) 
     assert (state(conn, older), state(conn, newer)) == ("failed", "pending")
 
 
+def test_retry_waits_for_no_lock_of_what_belongs_to_the_job(client: Client, dsn: str, conn: Conn) -> None:
+    keyed, before, alone = (add(conn, **columns)[0] for columns in ({"unique_key": "k"}, {}, {}))
+    after = client.enqueue("any", after=before, on_failure="run")
+    batch = client.batch("any", [{}])
+    conn.execute("update dispatcher.job set state = 'failed', finished_at = now() where parent_id = %s", (batch,))
+    conn.execute("update dispatcher.job set state = 'failed', finished_at = now() where id = %s", (batch,))
+    conn.execute("update dispatcher.batch set failed = 1, ended_at = now() where job_id = %s", (batch,))
+    conn.execute("delete from dispatcher.follow_up")
+    conn.execute("set statement_timeout = '5s'")
+    locks = (
+        'select dispatcher.enqueue(\'any\', \'{}\', \'{"unique_key": "k"}\')',
+        f"select from dispatcher.job where parent_id = {batch} or id = {after} for update",
+    )
+    with open_transaction(dsn, ";".join(locks)):
+        assert sql(conn, "retry_where", {"all": True}) == (1, 4)
+    assert [state(conn, id) for id in (keyed, before, alone, batch)] == ["failed", "failed", "pending", "failed"]
+
+
+def test_retry_beside_an_enqueue_of_the_same_keys_ends_neither(client: Client, dsn: str, conn: Conn) -> None:
+    """The one goes from job to job, the other from key to key."""
+    older, newer = (add(conn, unique_key=key)[0] for key in ("a", "b"))
+    with psycopg.connect(dsn) as own, psycopg.connect(dsn) as enqueuing:
+        client.enqueue("any", unique_key="a", conn=enqueuing)
+        assert client.retry_where(all=True, conn=own) == Retried(1, 1)
+        own.commit()
+        assert client.enqueue_unique("any", unique_key="b", conn=enqueuing) == (newer, False)
+    assert (state(conn, older), state(conn, newer)) == ("failed", "pending")
+
+
 def test_purge_spares_what_unfinished_jobs_may_read(client: Client, conn: Conn) -> None:
     read, done, _free = add(conn, count=3, state="succeeded")
     for after, waiting in ((read, "pending"), (done, "succeeded")):
