@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict
@@ -98,11 +98,11 @@ def checked_limit(limit: Any, least: int = 1) -> int:
 
 
 def _states(given: str | Sequence[str]) -> tuple[State, ...]:
-    names = [given] if isinstance(given, str) else list(given)
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
     try:
         states = tuple(sorted({State(name) for name in names}))
     except ValueError:
-        bad = next(name for name in names if name not in set(State))
+        bad = next(name for name in names if name not in list(State))
         raise WrongState(f"there is no state {bad!r}; the states are {', '.join(State)}") from None
     if not states:
         raise WrongState(f"no state is given; the states are {', '.join(State)}")
@@ -122,12 +122,16 @@ def _plain_time(name: str, value: Any) -> str | float:
 
 
 def _plain_states(_name: str, value: Any) -> Any:
-    return value if isinstance(value, str) else list(value)
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else value
 
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not 1 <= len(value) <= 200 or "\0" in value:
         raise InvalidOption(f"{name} must be a text of 1 to 200 characters")
+    try:
+        encode(value)
+    except ValueError as exc:
+        raise InvalidOption(f"{name} cannot be looked for: {exc}") from None
 
 
 def _same(_name: str, value: Any) -> Any:

@@ -214,7 +214,8 @@ class Operations:
     def wait(self, ids: Sequence[int], timeout: Duration | None) -> Operation[Infos]:
         """The jobs once all have ended; raises TimeoutError, JobNotFound."""
         deadline = None if timeout is None else self._clock() + seconds("timeout", timeout)
-        open_ids, pause = {jobs.checked_id(id) for id in ids}, FIRST_PAUSE_S
+        ids = jobs.checked_ids(ids)
+        open_ids, pause = set(ids), FIRST_PAUSE_S
         while open_ids:
             states = yield from jobs.get_states(sorted(open_ids))
             if missing := open_ids - states.keys():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from operator import index
 from typing import Any
 
 from psycopg.rows import TupleRow
 
 from dispatcher.batch import BatchInfo
-from dispatcher.errors import JobNotFound
+from dispatcher.errors import InvalidOption, JobNotFound
 from dispatcher.job import JobInfo, State
 from dispatcher.queries.operation import Operation, Query
 
@@ -92,10 +93,28 @@ def job_info(row: TupleRow) -> JobInfo:
 
 
 def checked_id(id: int) -> int:
-    """`id`, if any job could have it."""
-    if not 0 <= id <= MAX_ID:
+    """`id`, if any job could have it; raises JobNotFound, and InvalidOption where it is no whole number."""
+    number = whole("id", id)
+    if not 0 <= number <= MAX_ID:
         raise not_found(id)
-    return id
+    return number
+
+
+def checked_ids(ids: Iterable[int]) -> list[int]:
+    """The same for several."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InvalidOption(f"id must be a whole number, or several of them; it is {ids!r:.100}")
+    return [checked_id(id) for id in ids]
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of Python or of a library such as numpy; raises InvalidOption."""
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise InvalidOption(f"{name} must be a whole number; it is {value!r:.100}")
 
 
 def not_found(id: object) -> JobNotFound:

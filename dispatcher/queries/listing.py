@@ -12,7 +12,7 @@ from typing import Any
 
 from dispatcher.filters import MAX_ID, Wanted, checked_limit, find_by
 from dispatcher.job import JobInfo, Page
-from dispatcher.queries.jobs import job_info
+from dispatcher.queries.jobs import job_info, whole
 from dispatcher.queries.operation import Operation, Query
 
 PAGE = 1_000  # jobs at once for a longer list
@@ -31,7 +31,7 @@ def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Pa
     """One page, of jobs with lower ids than `before`."""
     checked_limit(limit)
     params = yield from _params(wanted)
-    return (yield from _page(wanted, params, _bounded(before), limit))
+    return (yield from _page(wanted, params, _bounded("before", before), limit))
 
 
 def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[list[JobInfo]]:
@@ -39,7 +39,7 @@ def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[li
     checked_limit(limit, least=0)
     params = yield from _params(wanted)
     jobs: list[JobInfo] = []
-    following: int | None = _bounded(before)
+    following: int | None = _bounded("before", before)
     while following is not None and len(jobs) < limit:
         page = yield from _page(wanted, params, following, min(limit - len(jobs), PAGE))
         jobs += page.jobs
@@ -69,6 +69,8 @@ def _find(
 def _params(wanted: Wanted) -> Operation[dict[str, Any]]:
     """As the statements take them. How long ago something was is counted once, from the database's time."""
     params = asdict(wanted) | {"states": None if wanted.states is None else [state.value for state in wanted.states]}
+    if wanted.parent is not None:
+        params["parent"] = _bounded("parent", wanted.parent)  # no job has an id beyond
     if any(isinstance(params[name], float) for name in ("since", "until")):
         now: datetime = (yield Query("get_time", reads=True))[0][0]
         for name in ("since", "until"):
@@ -77,5 +79,5 @@ def _params(wanted: Wanted) -> Operation[dict[str, Any]]:
     return params
 
 
-def _bounded(before: int | None) -> int:
-    return MAX_ID if before is None else max(0, min(before, MAX_ID))
+def _bounded(name: str, id: int | None) -> int:
+    return MAX_ID if id is None else max(0, min(whole(name, id), MAX_ID))

@@ -1,2 +1,2 @@
 -- add_schedule: adds it or changes it.
-select dispatcher.add_schedule(%(name)s, %(cron)s, %(type)s, %(payload)s::jsonb, %(options)s::jsonb)
+select dispatcher.add_schedule(%(name)s::text, %(cron)s::text, %(type)s::text, %(payload)s::jsonb, %(options)s::jsonb)

@@ -1,2 +1,2 @@
 -- pause_schedule: by name.
-select dispatcher.pause_schedule(%(name)s)
+select dispatcher.pause_schedule(%(name)s::text)

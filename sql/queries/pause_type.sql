@@ -1,2 +1,2 @@
 -- pause_type: true if it was not paused before.
-select dispatcher.pause(%(type)s)
+select dispatcher.pause(%(type)s::text)

@@ -1,2 +1,2 @@
 -- remove_schedule: by name.
-select dispatcher.remove_schedule(%(name)s)
+select dispatcher.remove_schedule(%(name)s::text)

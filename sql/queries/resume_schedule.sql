@@ -1,2 +1,2 @@
 -- resume_schedule: by name.
-select dispatcher.resume_schedule(%(name)s)
+select dispatcher.resume_schedule(%(name)s::text)

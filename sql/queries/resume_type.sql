@@ -1,2 +1,2 @@
 -- resume_type: true if it was paused.
-select dispatcher.resume(%(type)s)
+select dispatcher.resume(%(type)s::text)

@@ -1,2 +1,2 @@
 -- set_limit: changes what is given.
-select dispatcher.set_limit(%(type)s, %(options)s::jsonb)
+select dispatcher.set_limit(%(type)s::text, %(options)s::jsonb)

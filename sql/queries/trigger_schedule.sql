@@ -1,2 +1,2 @@
 -- trigger_schedule: by name.
-select dispatcher.trigger_schedule(%(name)s)
+select dispatcher.trigger_schedule(%(name)s::text)

@@ -415,3 +415,25 @@ def test_types_replicas_and_leader_of_an_idle_database(client: Client) -> None:
     assert client.replicas() == []
     assert client.leader() is None
     assert client.ask_to_resign() is None
+
+
+@pytest.mark.parametrize("id", ["1", None, True, 1.0, [1]])
+def test_what_is_no_id_is_one_line(client: Client, id: Any) -> None:
+    ask = [
+        client.get,
+        client.result,
+        client.cancel,
+        client.retry,
+        client.explain,
+        client.predecessors,
+        client.get_batch,
+    ]
+    for method in ask if id == [1] else [*ask, client.wait]:
+        with pytest.raises(InvalidOption, match="must be a whole number"):
+            method(id)  # type: ignore[operator]
+
+
+def test_what_is_no_type_is_one_line(client: Client) -> None:
+    for method in (client.pause, client.resume, client.set_limit):
+        with pytest.raises(UnknownType):
+            method(5)  # type: ignore[arg-type]

@@ -272,7 +272,7 @@ def test_job_whose_unique_key_is_taken_is_passed_by(client: Client, conn: Conn) 
 
 
 def test_retry_waits_for_no_lock_of_what_belongs_to_the_job(client: Client, dsn: str, conn: Conn) -> None:
-    keyed, before, alone = (add(conn, **columns)[0] for columns in ({"unique_key": "k"}, {}, {}))
+    [keyed], [before, alone] = add(conn, unique_key="k"), add(conn, count=2)
     after = client.enqueue("any", after=before, on_failure="run")
     batch = client.batch("any", [{}])
     conn.execute("update dispatcher.job set state = 'failed', finished_at = now() where parent_id = %s", (batch,))
@@ -280,8 +280,8 @@ def test_retry_waits_for_no_lock_of_what_belongs_to_the_job(client: Client, dsn:
     conn.execute("update dispatcher.batch set failed = 1, ended_at = now() where job_id = %s", (batch,))
     conn.execute("delete from dispatcher.follow_up")
     conn.execute("set statement_timeout = '5s'")
-    locks = (
-        'select dispatcher.enqueue(\'any\', \'{}\', \'{"unique_key": "k"}\')',
+    locks: tuple[str, str] = (
+        "select dispatcher.enqueue('any', '{}', '{\"unique_key\": \"k\"}')",
         f"select from dispatcher.job where parent_id = {batch} or id = {after} for update",
     )
     with open_transaction(dsn, ";".join(locks)):

@@ -219,6 +219,23 @@ def test_bad_questions_are_refused(client: Client) -> None:
         client.page(limit=0)
     with pytest.raises(InvalidOption, match="has no time zone"):
         client.list(since=datetime(2030, 1, 1))  # noqa: DTZ001
+    no_states: list[Any] = [5, [["failed"]]]
+    for state in no_states:
+        with pytest.raises(WrongState, match="there is no state"):
+            client.page(state=state)
+    slips: list[dict[str, Any]] = [
+        {"parent": "1"},
+        {"parent": 1.5},
+        {"before": "1"},
+        {"before": True},
+        {"tenant": "\ud800"},
+    ]
+    for slip in slips:
+        with pytest.raises(InvalidOption):
+            client.page(**slip)
+    with pytest.raises(InvalidOption, match="filter 'state' must be one or several of"):
+        client.count_ended(state=5)  # type: ignore[arg-type]
     assert client.list(limit=0) == []
+    assert client.list(parent=2**70) == []
     assert client.list(before=-5) == []
     assert client.list(before=2**70) == []
