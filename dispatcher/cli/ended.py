@@ -168,7 +168,8 @@ def on_terminal() -> bool:
 
 
 def _filters(given: dict[str, Any]) -> Any:
-    return {name: value for name, value in given.items() if value not in (None, (), False)}
+    # Not by equality: --since 0s is a filter, and 0 equals False.
+    return {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
 
 
 def _agreed(db: Client, filters: Any, verb: str, *, yes: bool, dry_run: bool) -> bool:

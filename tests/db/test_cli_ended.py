@@ -99,6 +99,12 @@ def test_retry_by_flags_does_what_the_preview_says(run: Run, conn: Conn) -> None
     assert listed(run, "--state", "pending") == [8, 7, 4, 3, 2, 1]
 
 
+def test_since_this_very_moment_is_a_filter_too(run: Run, conn: Conn) -> None:
+    assert run("purge", "--state", "failed", "--since", "0s", "--yes").stdout == "0 purged\n"
+    assert run("retry", "--failed", "--since", "0", "--dry-run").stdout == "0\n"
+    assert run("purge", "--until", "0s", "--dry-run").stdout == "5\n"
+
+
 def test_retry_says_how_many_it_passed_by(run: Run, conn: Conn) -> None:
     conn.execute("update dispatcher.job set unique_key = 'k' where id in (1, 7)")
     result = run("retry", "--failed", "--yes")
