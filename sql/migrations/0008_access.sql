@@ -157,6 +157,22 @@ begin
     perform dispatcher.apply_level(a.role, a.level, true) from dispatcher.access a;
 end $$;
 
+-- A function in PL/pgSQL looks up the types of its variables once a session, when it is first called: a role that may call it directly
+-- could so, from its own search_path, bring types of its own into what later runs with the owner's rights.
+do $$
+declare
+    item record;
+begin
+    for item in
+        select p.oid::regprocedure as signature
+        from pg_catalog.pg_proc p join pg_catalog.pg_language l on l.oid = p.prolang
+        where p.pronamespace = 'dispatcher'::regnamespace and l.lanname = 'plpgsql'
+          and not exists (select from unnest(p.proconfig) s (setting) where s.setting like 'search_path=%')
+    loop
+        execute format('alter function %s set search_path = pg_catalog, pg_temp', item.signature);
+    end loop;
+end $$;
+
 -- Until now every role with a right on the schema could enqueue, cancel and retry: it keeps that.
 insert into dispatcher.access (role, level)
 select distinct r.rolname, 'enqueue'

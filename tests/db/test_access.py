@@ -110,6 +110,15 @@ def test_functions_with_the_owner_s_rights_have_a_fixed_search_path(conn: Connec
         assert "search_path=pg_catalog, pg_temp" in (settings or []), name
 
 
+def test_functions_that_look_up_types_when_first_called_have_a_fixed_search_path(conn: Connection) -> None:
+    rows = conn.execute(
+        "select p.oid::regprocedure::text from pg_proc p join pg_language l on l.oid = p.prolang"
+        " where p.pronamespace = 'dispatcher'::regnamespace and l.lanname = 'plpgsql'"
+        " and 'search_path=pg_catalog, pg_temp' <> all(coalesce(p.proconfig, '{}'))"
+    ).fetchall()
+    assert rows == []
+
+
 def test_functions_that_users_call_belong_to_a_level(conn: Connection) -> None:
     """Those run with the owner's rights; what is in no list is the daemon's own."""
     listed = {name for (name,) in conn.execute("select name from dispatcher.access_rights() where kind = 'function'")}
@@ -296,6 +305,23 @@ def test_runner_leads_claims_and_completes(dsn: str, conn: Connection, role: Mak
         with own.transaction():
             own.execute("select dispatcher.complete(%s, %s, '7')", (claimed.id, claimed.attempt))
     assert state(conn, id) == "succeeded"
+
+
+def test_runner_s_own_types_take_no_part_in_what_the_owner_does(
+    conn: Connection, login: Callable[..., Connection]
+) -> None:
+    """PL/pgSQL keeps the types of a function's variables for the session, from whoever called it first."""
+    own = login("run")
+    heard: list[str] = []
+    own.add_notice_handler(lambda notice: heard.append(notice.message_primary or ""))
+    own.execute(
+        "create function pg_temp.seen(value pg_catalog.text) returns boolean language plpgsql as $$"
+        " begin raise notice 'as %', current_user; return true; end $$"
+    )
+    own.execute("create domain pg_temp.text as pg_catalog.text check (pg_temp.seen(value))")
+    own.execute("""select dispatcher.parse_options('{"priority": 1}')""")
+    own.execute("""select dispatcher.enqueue('quick', '{}', '{"priority": 1}')""")
+    assert heard == []
 
 
 # Granting and revoking.
