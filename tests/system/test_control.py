@@ -74,3 +74,22 @@ def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
     assert time.monotonic() - began < 20  # not by polling
     fleet.gate("second").touch()
     fleet.until_all(more)
+
+
+@pytest.mark.parametrize("aging", ["0s", "10min"])
+def test_old_job_of_low_priority_starts_first_only_with_the_setting(fleet: Fleet, aging: str) -> None:
+    """Also where it has waited under a leader before."""
+    leader, standby = fleet.start_pair(threads="1", priority_aging=aging)
+    blocking = fleet.enqueue("hold", until=str(fleet.gate()))
+    fleet.until_started(blocking)
+    [old, new] = fleet.enqueue("quick", 2)
+    fleet.conn.execute(
+        "update dispatcher.job set priority = 5, created_at = now() - interval '1 hour' where id = %s", (old,)
+    )
+    leader.send(signal.SIGKILL)
+    fleet.until_leads(standby)
+    fleet.until_started(blocking, pid=standby.pid)
+    fleet.gate().touch()
+    fleet.until_all([*blocking, old, new])
+    quick = [event.job for event in fleet.events("start") if event.job in (old, new)]
+    assert quick == ([new, old] if aging == "0s" else [old, new])
