@@ -12,6 +12,7 @@ import pytest
 from dispatcher.db import Connection
 from dispatcher.executor import Executor
 from dispatcher.services.dispatch import CONTROL_S, THROTTLE_S
+from tests.db.contenders import register
 from tests.db.leading import LIMITED, A, B, Leading
 from tests.db.running import claim, enqueue, nothing, publish, session, value
 
@@ -101,6 +102,19 @@ def test_tenant_limit_counts_what_runs_elsewhere(conn: Connection, lease: Connec
     leading = Leading(lease, executors=ALL)
     assert len(leading.rounds()) == 1
     assert running(conn, "shared") == {"x": 3}
+
+
+def test_limit_over_all_types_is_of_the_replicas_of_one_lease(conn: Connection, dsn: str, lease: Connection) -> None:
+    """Two leaders that claim at the same time cannot keep one limit; and neither may take the other's room."""
+    conn.execute("insert into dispatcher.lease (name) values ('other')")
+    own, fellow, foreign = register(conn), register(conn), register(conn, lease=2)
+    for type, owner in (("a", fellow), ("b", foreign)):
+        enqueue(conn, type)
+        assert claim(conn, type, owner=owner)
+    leading = Leading(lease, owner=own)
+    leading.dispatch.set_limits({"*": 3})
+    fill(conn, "a", "", 10)
+    assert len(leading.rounds()) == 2
 
 
 def test_small_tenant_is_served_in_the_first_round(conn: Connection, lease: Connection) -> None:
