@@ -129,7 +129,7 @@ begin
     elsif jsonb_typeof(value) = 'number' then
         rate := value::numeric;
     elsif jsonb_typeof(value) = 'string' then
-        parts := regexp_match(value #>> '{}', '^\s*(\d{1,12}(?:\.\d{1,9})?)\s*/\s*(s|sec|second|m|min|minute|h|hour|d|day)\s*$');
+        parts := regexp_match(value #>> '{}', '^\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*/\s*(s|sec|second|m|min|minute|h|hour|d|day)\s*$');
         rate := parts[1]::numeric / case left(parts[2], 1) when 's' then 1 when 'm' then 60 when 'h' then 3600 else 86400 end;
     end if;
     if rate is null or rate < 0.000001 or rate > 1000000 then
