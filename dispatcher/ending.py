@@ -50,7 +50,7 @@ class Conclusion:
             outcome = settle(
                 job, ending, reason, policy=spec.retry, max_attempts=max_attempts, chance=chance, stack=stack
             )
-        except Exception as exc:  # noqa: BLE001 - an exception that cannot be printed, a result that fights its encoding
+        except BaseException as exc:  # noqa: BLE001 - an exception that cannot be read, a result that fights its encoding
             outcome = Outcome.failed(job, JobError("result", f"the outcome cannot be recorded: {type(exc).__name__}"))
         if outcome.state in WELL and (ctx.result_url is not None or outcome.result is not None):
             outcome = self._place(job, ctx, outcome, spec, max_attempts, chance)
@@ -94,7 +94,7 @@ class Conclusion:
             return outcome if ctx.result_url is None else outcome._replace(result_url=ctx.result_url)
         try:
             return outcome._replace(result=None, result_url=self._runtime.store_result(job, text))
-        except Exception as exc:  # noqa: BLE001 - each kind of store has errors of its own
+        except BaseException as exc:  # noqa: BLE001 - each kind of store has errors of its own
             return store_failed(job, exc, policy=spec.retry, max_attempts=max_attempts, chance=chance)
 
     def _after(self, hooks: Hooks, job: Job, ctx: Context, ending: Returned | Raised, outcome: Outcome) -> Outcome:
@@ -126,5 +126,5 @@ class Conclusion:
 def _described(exc: BaseException) -> JobError:
     try:
         return describe(exc)
-    except Exception:  # noqa: BLE001 - its own methods may run, and raise what they like
+    except BaseException:  # noqa: BLE001 - its own methods may run, and raise what they like
         return JobError("exception", type(exc).__name__)

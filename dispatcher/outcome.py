@@ -160,7 +160,9 @@ def settle(
             return _failure(job, describe(exc), policy, max_attempts, chance)
 
 
-def store_failed(job: Job, exc: Exception, *, policy: RetryPolicy, max_attempts: int | None, chance: float) -> Outcome:
+def store_failed(
+    job: Job, exc: BaseException, *, policy: RetryPolicy, max_attempts: int | None, chance: float
+) -> Outcome:
     """What becomes of a job whose result could not be stored: without a store to try again it fails for good."""
     if isinstance(exc, ResultTooLarge):
         return Outcome.failed(job, JobError("result", _text(exc)))
@@ -216,7 +218,7 @@ def _failure(
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001 - code of the executor's: what it raises here must not cost the worker its thread
+    except BaseException:  # noqa: BLE001 - its own code: what it raises here must not cost the worker its thread
         return f"{type(exc).__name__}, whose text cannot be read"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from dispatcher.context import Context
 from dispatcher.errors import ExecutorError, StoreError
 from dispatcher.job import Job
 from dispatcher.testing import Ended, run_inline
+from dispatcher.testing.fake import FakeRuntime
 from dispatcher.testing.inline import declared
 
 Run = Callable[[Job, Context], Any]
@@ -170,3 +172,25 @@ def test_result_s_own_name_is_not_given_away() -> None:
     ended = stored(lambda job, ctx: ctx.store("result.json", b"x"))
     assert isinstance(ended.exception, StoreError)
     assert ended.stored == {}
+
+
+class Exiting(dict[str, Any]):
+    def items(self) -> Any:
+        raise SystemExit(3)
+
+
+def test_result_that_exits_while_it_is_read_ends_its_own_job_only() -> None:
+    """What escaped here would kill the worker thread, and leave the job running for ever."""
+    calls: Calls = []
+    ended = run_inline(hooked(lambda job, ctx: Exiting(a=1), calls))
+    assert (ended.state, ended.errors[0]["kind"]) == (State.FAILED, "result")
+    assert [name for name, _ in calls] == ["on_failure", "on_final_failure"]
+
+
+def test_store_that_exits_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def store_result(*_: Any) -> str:
+        raise CancelledError  # as asyncio's loop in a store of fsspec may
+
+    monkeypatch.setattr(FakeRuntime, "store_result", store_result)
+    ended = run_inline(hooked(lambda job, ctx: "x" * 100, []), max_result_bytes=10)
+    assert (ended.state, ended.errors[0]["kind"]) == (State.SCHEDULED, "result")

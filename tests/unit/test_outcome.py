@@ -287,6 +287,11 @@ class Speechless(Exception):
     __repr__ = __str__
 
 
+class Exiting(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 class Bare(Retry):
     def __init__(self) -> None:
         pass  # forgets the pause
@@ -296,7 +301,9 @@ class SpeechlessFail(Fail):
     __str__ = Speechless.__str__
 
 
-@pytest.mark.parametrize("exc", [Speechless(), Bare(), SpeechlessFail()], ids=["str", "after", "fail"])
+@pytest.mark.parametrize(
+    "exc", [Speechless(), Exiting(), Bare(), SpeechlessFail()], ids=["str", "exit", "after", "fail"]
+)
 def test_exception_that_cannot_be_read_still_ends_its_job(exc: Exception) -> None:
     """What settle() raised would kill the worker thread, and leave the job running for ever."""
     outcome = end(Raised(exc))
