@@ -28,7 +28,7 @@ log = logging.getLogger("dispatcher.completer")
 MAX_GROUP = 1000
 DROP_CLAIMS = 100
 DROP_AGAIN_S = 1.0  # those that could not be dropped are not tried again before this
-MAX_GROUP_CHARS = 8_000_000  # of results: a group must be written well within statement_timeout
+MAX_GROUP_CHARS = 8_000_000  # of results and errors: a group must be written well within statement_timeout
 BUSY_PAUSE_S = 0.1
 PROGRESS_EVERY_S = 0.2
 
@@ -139,14 +139,17 @@ class Completer:
 
     def _collect(self) -> list[Execution]:
         # Half at most are those that were busy before: more locked rows than a group holds must not starve the rest.
-        group, self._again = self._again[: MAX_GROUP // 2], self._again[MAX_GROUP // 2 :]
+        size, count = 0, 0
+        while count < min(MAX_GROUP // 2, len(self._again)) and size <= MAX_GROUP_CHARS // 2:
+            size += _chars(self._again[count])
+            count += 1
+        group, self._again = self._again[:count], self._again[count:]
         try:
             item = self._queue.get(timeout=self._patience())
-            size = 0
             while True:
                 if item is not None:
                     group.append(item)
-                    size += len(_outcome(item).result or "")
+                    size += _chars(item)
                 if len(group) >= MAX_GROUP or size > MAX_GROUP_CHARS:
                     break
                 item = self._queue.get_nowait()
@@ -288,3 +291,8 @@ class Completer:
 def _outcome(execution: Execution) -> Outcome:
     assert execution.outcome is not None  # put() is called once it is set
     return execution.outcome
+
+
+def _chars(execution: Execution) -> int:
+    outcome = _outcome(execution)
+    return len(outcome.result or "") + len(outcome.errors or "")

@@ -384,6 +384,37 @@ def test_more_locked_rows_than_a_group_holds_do_not_starve_the_rest(
     assert (settling.finished("succeeded"), settling.stale()) == (45, 0)
 
 
+def test_groups_stay_small_where_results_or_errors_are_large(
+    dsn: str, conn: Connection, lease: Connection, settling: Settling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that is too large to be written within statement_timeout would be sent for ever; so would busy ones."""
+    monkeypatch.setattr(completer_module, "MAX_GROUP_CHARS", 10_000)
+    sizes: list[int] = []
+    finish_jobs = outcomes.finish_jobs
+
+    def noting(conn: Connection, group: list[Outcome], *, free_only: bool) -> outcomes.Recorded:
+        sizes.append(sum(len(o.result or "") + len(o.errors or "") for o in group))
+        return finish_jobs(conn, group, free_only=free_only)
+
+    monkeypatch.setattr(outcomes, "finish_jobs", noting)
+    ids = [enqueue(conn) for _ in range(40)]
+    claimed = claim(lease)
+    large = [
+        Outcome.partial(as_job(c), None, f'[{{"message": "{"x" * 1000}"}}]')
+        if c.id % 2
+        else Outcome.succeeded(as_job(c), f'"{"y" * 1000}"')
+        for c in claimed
+    ]
+    settling.put(*map(execution, claimed, large))
+    with open_transaction(dsn, "lock table dispatcher.job in share mode"):
+        for _ in range(8):
+            settling.completer.step()
+    while len(settling.inflight):
+        settling.completer.step()
+    assert {state(conn, id) for id in ids} == {"succeeded", "partial"}
+    assert max(sizes) <= 12_000
+
+
 def test_progress_waits_for_a_locked_table_and_comes_before_the_end(
     dsn: str, conn: Connection, lease: Connection, settling: Settling
 ) -> None:
