@@ -66,9 +66,9 @@ def drop_claims(conn: Connection, claims: Sequence[int]) -> set[int]:
     return {claim for (claim,) in conn.execute(statement("drop_claims"), {"claims": array(claims)})}
 
 
-def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> None:
-    """The latest progress of running attempts."""
-    conn.execute(
+def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> set[Attempt]:
+    """The latest progress of running attempts; those whose rows took it."""
+    rows = conn.execute(
         statement("write_progress"),
         {
             "ids": [id for id, _ in progress],
@@ -77,6 +77,7 @@ def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | 
             "messages": [message for _, message in progress.values()],
         },
     )
+    return set(rows.fetchall())
 
 
 def mark_timed_out(conn: Connection, attempts: Sequence[Attempt]) -> None:

@@ -276,9 +276,12 @@ class Completer:
                 raise
 
     def _write_progress(self, conn: Connection, progress: dict[tuple[int, int], tuple[float, str | None]]) -> None:
-        """Progress that the database refuses is dropped: nothing that a job says may hold up the outcomes."""
+        """Where a row is locked it waits for the next time, unless there is newer progress by then.
+
+        What the database refuses is dropped: nothing that a job says may hold up the outcomes.
+        """
         try:
-            statements.write_progress(conn, progress)
+            missed = progress.keys() - statements.write_progress(conn, progress)
         except REFUSED as exc:
             if len(progress) > 1:
                 for key, said in progress.items():
@@ -286,6 +289,10 @@ class Completer:
                 return
             ((job_id, _attempt),) = progress
             log.warning("progress cannot be written: %s", first_line(exc), extra={"job_id": job_id})
+            return
+        if missed and (locked := statements.list_still_running(conn, list(missed))):
+            with self._notes_lock:
+                self._progress = {key: progress[key] for key in locked} | self._progress
 
 
 def _outcome(execution: Execution) -> Outcome:

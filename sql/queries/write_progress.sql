@@ -1,4 +1,4 @@
--- write_progress: the latest progress of running attempts; a row that somebody holds locked keeps the older one.
+-- write_progress: the latest progress of running attempts; passes by rows that somebody holds locked.
 with p as materialized (
     select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(percents)s::real[], %(messages)s::text[])
         as p (id, attempt, percent, message)
@@ -8,3 +8,4 @@ with p as materialized (
 )
 update dispatcher.job j set progress = p.percent, progress_message = p.message
 from p join free f on f.id = p.id where j.id = p.id and j.attempt = p.attempt and j.state = 'running'
+returning j.id, j.attempt

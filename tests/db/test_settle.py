@@ -25,6 +25,7 @@ from tests.db.running import (
     open_transaction,
     session,
     state,
+    until,
     value,
 )
 
@@ -307,6 +308,28 @@ def test_progress_of_a_late_attempt_is_not_shown(conn: Connection, lease: Connec
     settling.completer.report_progress(id, 2, 7.0, "fresh")
     settling.completer.step()
     assert job(conn, id)["progress"] == 7.0
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_progress_that_met_a_locked_row_is_written_later(
+    dsn: str, conn: Connection, lease: Connection, settling: Settling, newer: bool
+) -> None:
+    """As of a job that calls ctx.checkpoint, then ctx.progress, and commits after a while."""
+    id = enqueue(conn)
+    claim(lease)
+    with open_transaction(dsn, f"select 1 from dispatcher.job where id = {id} for no key update"):
+        settling.completer.report_progress(id, 1, 50.0, "half")
+        settling.completer.step()
+        settling.completer.step()
+        assert job(conn, id)["progress"] == 0
+        if newer:
+            settling.completer.report_progress(id, 1, 60.0, "more")
+
+    def written() -> bool:
+        settling.completer.step()
+        return bool(job(conn, id)["progress"] == (60.0 if newer else 50.0))
+
+    until(written)
 
 
 @pytest.mark.parametrize("refused", [(1e-50, "tiny"), (50.0, "a\x00b")], ids=["underflow", "nul"])
