@@ -170,6 +170,29 @@ begin
     return least(total, f.most);
 end $$;
 
+-- Runs these children of one batch again at once, and the batch: one by one each would write the batch's row anew, and in one
+-- transaction every look at that row meets all its versions. What somebody holds locked is passed by; answers how many it was.
+create function dispatcher.retry_children(batch_id bigint, ids bigint[], states text[]) returns bigint
+language plpgsql as $$
+declare
+    locked bigint[];
+    done record;
+begin
+    if exists (select from dispatcher.batch b where b.job_id = batch_id) then
+        perform from dispatcher.batch b where b.job_id = batch_id for no key update skip locked;
+        if not found then
+            return 0;
+        end if;
+    end if;
+    locked := array(select j.id from dispatcher.job j
+                    where j.id = any(ids) and j.state = any(states) order by j.id for no key update skip locked);
+    select r.revived, r.ended into done from dispatcher.revive(locked) r;
+    if done.ended then
+        perform dispatcher.reopen_batch(batch_id);
+    end if;
+    return coalesce(cardinality(done.revived), 0);
+end $$;
+
 -- One step of retry_where: from `before` on, at most `most` jobs. Each runs again just as by dispatcher.retry. Passed by and counted
 -- as skipped: what somebody holds locked, what has changed meanwhile, and whose unique key another unfinished job has. Locks that are
 -- not foreseen, such as those of a key that is being enqueued, of a batch's job or of one that comes after, are waited for so
@@ -179,14 +202,31 @@ create function dispatcher.retry_step(
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '20ms' as $$
 declare
     f dispatcher.ended_filter := dispatcher.parse_filter(filter, array['failed', 'partial', 'canceled'], demanding => true);
-    ids bigint[];
+    matched bigint[];
+    siblings record;
+    again bigint;
+    alone bigint[];
     one bigint;
     parent bigint;
 begin
     retried := 0;
     skipped := 0;
-    select m.ids, m.next into ids, next from dispatcher.match_jobs(f, before, least(most, 1000), 20000) m;
-    foreach one in array ids loop
+    select m.ids, m.next into matched, next from dispatcher.match_jobs(f, before, least(most, 1000), 20000) m;
+    alone := matched;
+    for siblings in
+        select j.parent_id, array_agg(j.id) as ids from dispatcher.job j
+        where j.id = any(matched) and j.parent_id is not null group by j.parent_id having count(*) > 1 order by j.parent_id desc
+    loop
+        begin
+            again := dispatcher.retry_children(siblings.parent_id, siblings.ids, f.states);
+            retried := retried + again;
+            skipped := skipped + cardinality(siblings.ids) - again;
+            alone := array(select a.id from unnest(alone) with ordinality as a (id, position)
+                           where a.id <> all(siblings.ids) order by a.position);
+        exception when sqlstate 'DJ007' or lock_not_available or deadlock_detected then null;  -- for one of them: so one by one
+        end;
+    end loop;
+    foreach one in array alone loop
         begin
             -- dispatcher.retry waits for locks, the batch's first: so whoever has one of them is found out before, in that order.
             select j.parent_id into parent from dispatcher.job j where j.id = one;
@@ -280,5 +320,5 @@ end $$;
 
 revoke all on function dispatcher.parse_filter_time(text, jsonb), dispatcher.parse_filter(jsonb, text[], boolean),
     dispatcher.match_jobs(dispatcher.ended_filter, bigint, bigint, bigint), dispatcher.count_ended(jsonb),
-    dispatcher.retry_step(jsonb, bigint, bigint), dispatcher.retry_where(jsonb),
+    dispatcher.retry_children(bigint, bigint[], text[]), dispatcher.retry_step(jsonb, bigint, bigint), dispatcher.retry_where(jsonb),
     dispatcher.purge_step(jsonb, bigint, bigint), dispatcher.purge(jsonb) from public;

@@ -271,6 +271,33 @@ def test_job_whose_unique_key_is_taken_is_passed_by(client: Client, conn: Conn) 
     assert (state(conn, older), state(conn, newer)) == ("failed", "pending")
 
 
+def test_failed_children_of_one_batch_run_again_in_good_time(client: Client, conn: Conn) -> None:
+    """Each would write the batch's row, and every look at that row would meet all that were written before."""
+    (batch,) = add(conn, type="batch", kinds=())
+    conn.execute(
+        "insert into dispatcher.batch (job_id, total, failed, ended_at) values (%s, 5001, 5001, now())", (batch,)
+    )
+    children = add(conn, parent_id=batch, count=5_001)
+    conn.execute("set statement_timeout = '10s'")
+    assert sql(conn, "retry_where", {"type": "any"}) == (5_001, 0)
+    assert state(conn, batch) == "running"
+    counts = client.get_batch(batch)
+    assert (counts.pending, counts.failed, counts.total) == (5_001, 0, 5_001)
+    assert value(conn, "select count(*) from dispatcher.job where state = 'pending'") == len(children)
+
+
+def test_locked_child_is_passed_by_and_its_siblings_are_not(client: Client, dsn: str, conn: Conn) -> None:
+    (batch,) = add(conn, state="partial", kinds=(), type="batch")
+    children = add(conn, parent_id=batch, count=4)
+    conn.execute("insert into dispatcher.batch (job_id, total, failed, ended_at) values (%s, 4, 4, now())", (batch,))
+    after = client.enqueue("any", after=children[3], on_failure="run")
+    lock = f"select from dispatcher.job where id in ({children[0]}, {after}) for update"
+    with open_transaction(dsn, lock):
+        assert client.retry_where(state="failed") == Retried(2, 2)
+    assert [state(conn, id) for id in children] == ["failed", "pending", "pending", "failed"]
+    assert (client.get_batch(batch).failed, client.get_batch(batch).pending) == (2, 2)
+
+
 def test_retry_waits_for_no_lock_of_what_belongs_to_the_job(client: Client, dsn: str, conn: Conn) -> None:
     [keyed], [before, alone] = add(conn, unique_key="k"), add(conn, count=2)
     after = client.enqueue("any", after=before, on_failure="run")
