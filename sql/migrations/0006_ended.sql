@@ -170,9 +170,9 @@ begin
     return least(total, f.most);
 end $$;
 
--- Runs these children of one batch again at once, and the batch: one by one each would write the batch's row anew, and in one
--- transaction every look at that row meets all its versions. What somebody holds locked is passed by; answers how many it was.
-create function dispatcher.retry_children(batch_id bigint, ids bigint[], states text[]) returns bigint
+-- Runs these jobs again at once, all of one batch or of none, and the batch: one by one each would write the batch's row anew, and
+-- in one transaction every look at that row meets all its versions. What somebody holds locked is passed by; answers how many it was.
+create function dispatcher.retry_siblings(batch_id bigint, ids bigint[], states text[]) returns bigint
 language plpgsql as $$
 declare
     locked bigint[];
@@ -215,10 +215,10 @@ begin
     alone := matched;
     for siblings in
         select j.parent_id, array_agg(j.id) as ids from dispatcher.job j
-        where j.id = any(matched) and j.parent_id is not null group by j.parent_id having count(*) > 1 order by j.parent_id desc
+        where j.id = any(matched) and j.type <> 'batch' and j.unique_key is null group by j.parent_id having count(*) > 1
     loop
         begin
-            again := dispatcher.retry_children(siblings.parent_id, siblings.ids, f.states);
+            again := dispatcher.retry_siblings(siblings.parent_id, siblings.ids, f.states);
             retried := retried + again;
             skipped := skipped + cardinality(siblings.ids) - again;
             alone := array(select a.id from unnest(alone) with ordinality as a (id, position)
@@ -320,5 +320,5 @@ end $$;
 
 revoke all on function dispatcher.parse_filter_time(text, jsonb), dispatcher.parse_filter(jsonb, text[], boolean),
     dispatcher.match_jobs(dispatcher.ended_filter, bigint, bigint, bigint), dispatcher.count_ended(jsonb),
-    dispatcher.retry_children(bigint, bigint[], text[]), dispatcher.retry_step(jsonb, bigint, bigint), dispatcher.retry_where(jsonb),
+    dispatcher.retry_siblings(bigint, bigint[], text[]), dispatcher.retry_step(jsonb, bigint, bigint), dispatcher.retry_where(jsonb),
     dispatcher.purge_step(jsonb, bigint, bigint), dispatcher.purge(jsonb) from public;
