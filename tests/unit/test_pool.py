@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,9 @@ Run = Callable[[Job, Context], Any]
 class Pool:
     """A pool whose ended executions come here."""
 
-    def __init__(self, threads: int = 4, job_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, threads: int = 4, job_timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.inflight = InFlight()
         self.ended: dict[int, Execution] = {}
         self._news = threading.Condition()
@@ -38,6 +41,7 @@ class Pool:
             runtime=JobRuntime(dsn="", installation=None),  # type: ignore[arg-type]
             job_timeout_s=job_timeout_s,
             ended=self._end,
+            clock=clock,
         )
 
     def _end(self, execution: Execution) -> None:
@@ -385,3 +389,17 @@ def test_waiting_jobs_can_be_taken_back_and_queued_again() -> None:
     leave.set()
     pool.wait(4)
     assert set(pool.ended) >= {job.claimed.id for job in jobs[:3]}
+
+
+@pytest.mark.parametrize(("takes_s", "count", "known"), [(0.00002, 100, True), (0.0005, 10, False)])
+def test_rate_is_known_at_once_where_jobs_are_quick_and_only_there(takes_s: float, count: int, known: bool) -> None:
+    """Of slow ones a few that end together say nothing of how many more could: too much would be claimed ahead."""
+    now = [0.0]
+    pool = Pool(threads=1, clock=lambda: now[0])
+
+    def run(job: Job, ctx: Context) -> None:
+        now[0] += takes_s
+
+    pool.submit(*(pool.make(run) for _ in range(count)))
+    pool.wait(count)
+    assert pool.pool.rate() == pytest.approx(1 / takes_s if known else 0.0, rel=0.02)  # the last may not be counted yet
