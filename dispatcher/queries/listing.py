@@ -50,7 +50,7 @@ def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[li
 def _page(wanted: Wanted, params: dict[str, Any], before: int, limit: int) -> Operation[Page]:
     name = find_by(wanted)
     ids, following = yield from _find(name, wanted, params, before, limit)
-    if ids is None:  # too many to sort: by the walk that finds any job
+    if ids is None:  # too many to sort, or too many turns: by the walk that finds any job
         ids, following = yield from _find("find_jobs", wanted, params, before, limit)
     rows = (yield Query("list_jobs", {"ids": ids, "states": params["states"]}, reads=True)) if ids else []
     return Page([job_info(row) for row in rows], following)

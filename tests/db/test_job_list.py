@@ -191,6 +191,31 @@ def test_a_page_looks_at_so_many_jobs_and_says_where_to_go_on(
     assert value(conn, "select count(*) from dispatcher.job") == 251
 
 
+def test_pending_jobs_of_very_many_tenants_are_looked_for_among_so_many_jobs(client: Client, conn: Conn) -> None:
+    conn.execute(
+        "insert into dispatcher.job (type, tenant, state, payload)"
+        " select 'any', 'tenant ' || n, case n when 7 then 'failed' else 'pending' end, '{}'"
+        " from generate_series(1, 20002) n"
+    )
+    asked: list[str] = []
+    ask = client._ask
+
+    def noted(query: Any) -> Any:
+        asked.append(query.name)
+        return ask(query)
+
+    client._ask = noted  # type: ignore[method-assign]
+    last = 20_002
+    page = client.page(state="pending")
+    assert (ids(page.jobs), page.next) == (list(range(last, last - 50, -1)), last - 49)
+    assert asked == ["find_pending_jobs", "find_jobs", "list_jobs"]
+    assert ids(client.page(state="pending", before=9).jobs) == [8, 6, 5, 4, 3, 2, 1]
+    asked.clear()
+    conn.execute("select dispatcher.cancel(8)")  # one turn less, and their own list will do
+    assert ids(client.page(state="pending", before=9).jobs) == [6, 5, 4, 3, 2, 1]
+    assert asked == ["find_pending_jobs", "list_jobs"]
+
+
 def test_job_that_leaves_the_state_between_two_statements_is_left_out(client: Client, conn: Conn) -> None:
     client.enqueue_many("any", [{}, {}])
     ask = client._ask
