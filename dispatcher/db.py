@@ -48,7 +48,9 @@ def check_dsn(dsn: str) -> dict[str, Any]:
             "the DSN is malformed (not shown, it may hold a password): write postgresql://user@host:5432/database"
         ) from None
     port = str(params.get("port") or "")
-    if port.strip(",0123456789") or "@" in str(params.get("host") or ""):
+    url = dsn.startswith(("postgresql://", "postgres://"))
+    path = dsn.partition("://")[2].partition("?")[0].partition("/")[2] if url else ""
+    if port.strip(",0123456789") or "@" in str(params.get("host") or "") or "@" in path:
         raise SettingsError(
             "the DSN is malformed (not shown, it may hold a password): inside a URL's user and password "
             "write @ as %40, / as %2F and : as %3A"

@@ -87,8 +87,10 @@ class LazyGroup(click.Group):
             raise
         except click.UsageError as exc:
             raise _usage(exc) from exc
-        except (click.ClickException, click.exceptions.Exit, click.Abort, OSError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click prints the first, and ends quietly where a pipe was closed
+        except OSError as exc:  # of standard output, say, on a full disk
+            raise failure(": ".join(filter(None, (exc.filename, exc.strerror or str(exc))))) from exc
         except Exception as exc:
             if sys.flags.dev_mode:
                 raise

@@ -180,6 +180,8 @@ def test_contradicting_settings_stop_every_command_that_reads_them(
         ("host=/no/such/folder password=s3cret", "No such file or directory"),
         ("postgresql://u:s3c/ret@h/db", "the DSN is malformed (not shown"),
         ("postgresql://u:x@s3cret@h/db", "the DSN is malformed (not shown"),
+        ("postgresql://u:1/s3cret@h/db", "the DSN is malformed (not shown"),
+        ("postgresql://u:x@y/s3cret@h/db", "the DSN is malformed (not shown"),
         ("password=s3cret and more", "the DSN is malformed (not shown"),
         ("s3cret", "the DSN is malformed (not shown"),
     ],
@@ -516,6 +518,21 @@ def test_closed_pipe_ends_quietly(dsn: str, conn: psycopg.Connection[Any]) -> No
         listing.stdout.close()
         assert listing.stderr.read() == b""
         assert listing.wait(20) != 0
+
+
+@pytest.mark.parametrize("args", [["version"], ["job", "list", "--json"], ["job", "list"], ["migrate", "--sql"]])
+def test_full_disk_is_one_line(dsn: str, args: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*DISPATCHER, *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment() | {"DISPATCHER_DSN": dsn},
+        )
+    assert done.stderr == "Error: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_completion_as_click_provides_it() -> None:
