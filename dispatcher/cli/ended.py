@@ -113,6 +113,8 @@ def retry(ids: tuple[int, ...], failed: bool, yes: bool, dry_run: bool, **given:
     filters = _filters(given)
     if bool(ids) == bool(filters) or (not ids and set(filters) == {"limit"}):
         raise click.UsageError("give the ids of jobs, or flags that say which, such as --failed; not both")
+    if ids and dry_run:
+        raise click.UsageError("--dry-run goes with flags that say which jobs, not with their ids")
     with client() as db:
         if ids:
             act_on_each(ids, db.retry)

@@ -119,11 +119,18 @@ def test_purge_by_flags(run: Run, conn: Conn) -> None:
     assert listed(run) == [7, 3, 2, 1]
 
 
+def test_no_time_ago_is_a_time_as_well(run: Run, conn: Conn) -> None:
+    assert run("purge", "--type", "any", "--since", "0", "--yes").stdout == "0 purged\n"
+    assert run("retry", "--type", "any", "--since", "0s", "--dry-run").stdout == "0\n"
+    assert run("retry", "--until", "0", "--yes").stdout == "5 retried\n"
+
+
 @pytest.mark.parametrize(
     ("args", "told", "status"),
     [
         (["retry"], "give the ids of jobs, or flags that say which, such as --failed; not both", 2),
         (["retry", "1", "--failed"], "not both", 2),
+        (["retry", "1", "--dry-run"], "--dry-run goes with flags that say which jobs, not with their ids", 2),
         (["retry", "--limit", "5", "--yes"], "give the ids of jobs, or flags", 2),
         (["retry", "--failed"], "there is no terminal to ask on: give --yes, or --dry-run", 2),
         (["retry", "--state", "succeeded", "--yes"], "'succeeded' is not one of 'failed', 'partial', 'canceled'", 2),
