@@ -161,7 +161,7 @@ class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainF
                     case Query():
                         try:
                             rows = await self._ask(step)
-                        except psycopg.Error as exc:
+                        except (psycopg.Error, UnicodeError) as exc:
                             step = operation.throw(failure(exc))
                         else:
                             step = operation.send(rows)

@@ -180,7 +180,7 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
                     case Query():
                         try:
                             rows = self._ask(step)
-                        except psycopg.Error as exc:
+                        except (psycopg.Error, UnicodeError) as exc:
                             step = operation.throw(failure(exc))
                         else:
                             step = operation.send(rows)

@@ -45,7 +45,10 @@ def encode_options(options: Options, **more: Any) -> str:
     for name, value in given.items():
         given[name] = _ENCODERS[name](name, value)
     given |= more
-    return encode(given) if given else "{}"
+    try:
+        return encode(given) if given else "{}"
+    except (TypeError, ValueError) as exc:
+        raise InvalidOption(f"the options cannot be written as JSON: {exc}") from None
 
 
 def encode_keys(unique_keys: Sequence[str | None], count: int) -> list[str | None]:
@@ -98,6 +101,13 @@ def aware(name: str, value: Any) -> str:
         return value.astimezone(UTC).isoformat()
     except OverflowError:
         raise InvalidOption(f"{name} {value.isoformat()} is out of range") from None
+
+
+def job_id(name: str, value: Any) -> int:
+    """The id of a job; raises InvalidOption that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise InvalidOption(f"{name} takes the id of a job, not {value!r:.100}")
+    return value
 
 
 def encode_payload(payload: Any) -> str:
@@ -169,16 +179,10 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _id(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
-        raise InvalidOption(f"{name} takes the id of a job, not {value!r:.100}")
-    return value
-
-
 def _ids(name: str, value: Any) -> list[int]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return [_id(name, value)]
-    return [_id(name, one) for one in value]
+        return [job_id(name, value)]
+    return [job_id(name, one) for one in value]
 
 
 def _on_failure(name: str, value: Any) -> str:
@@ -197,7 +201,7 @@ _ENCODERS: dict[str, Callable[[str, Any], Any]] = {
     "unique_key": _text,
     "after": _ids,
     "on_failure": _on_failure,
-    "parent": _id,
+    "parent": job_id,
 }
 
 

@@ -107,6 +107,8 @@ async def perform_async(conn: psycopg.AsyncConnection[Any], operation: Operation
 
 def explain(exc: BaseException) -> DispatcherError | None:
     """The error of ours that says in one line what went wrong; None where the caller knows better than we."""
+    if isinstance(exc, UnicodeEncodeError) and exc.reason.startswith("surrogates"):
+        return InvalidOption("a text has half of a surrogate pair, which is no Unicode text")
     if isinstance(exc, UnicodeError):
         return InvalidOption("the connection's client_encoding cannot carry this text: use UTF8")
     if not isinstance(exc, psycopg.Error):
@@ -130,9 +132,9 @@ def explain(exc: BaseException) -> DispatcherError | None:
     return None
 
 
-def failure(exc: psycopg.Error) -> DispatcherError:
+def failure(exc: psycopg.Error | UnicodeError) -> DispatcherError:
     """As explain, for our own connection, where nobody knows better."""
-    line = exc.diag.message_primary or first_line(exc)
+    line = (exc.diag.message_primary if isinstance(exc, psycopg.Error) else None) or first_line(exc)
     return explain(exc) or DatabaseUnavailable(f"PostgreSQL could not do it: {line}")
 
 

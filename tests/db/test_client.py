@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from dispatcher import Client, Registry, State
 from dispatcher.errors import (
     DatabaseUnavailable,
+    DispatcherError,
     InvalidOption,
     InvalidPayload,
     JobFailed,
@@ -265,6 +266,32 @@ def test_job_that_does_not_exist(client: Client, id: int) -> None:
     for act in (client.get, client.result, client.cancel, client.retry, client.wait):
         with pytest.raises(JobNotFound, match=f"there is no job {id}"):
             act(id)
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "a\0"])
+def test_text_that_cannot_be_stored_is_one_line_wherever_it_is_given(client: Client, text: str) -> None:
+    for act in (
+        client.pause,
+        client.resume,
+        client.pause_schedule,
+        client.resume_schedule,
+        client.trigger_schedule,
+        client.remove_schedule,
+        client.leader,
+        client.ask_to_resign,
+        lambda text: client.set_limit(text, limit=1),
+        lambda text: client.page(type=text),
+        lambda text: client.page(tenant=text),
+        lambda text: client.page(kind=text),
+        lambda text: client.count_ended(message=text),
+        lambda text: client.retry_where(type=text),
+        lambda text: client.add_schedule(text, "* * * * *", "any"),
+        lambda text: client.add_schedule("s", "* * * * *", "any", catch_up=text),
+    ):
+        with pytest.raises(DispatcherError) as caught:
+            act(text)
+        assert len(str(caught.value).splitlines()) == 1
+        assert "client_encoding" not in str(caught.value)
 
 
 def test_result_tells_how_the_job_ended(client: Client, conn: psycopg.Connection[Any]) -> None:
