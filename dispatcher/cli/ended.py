@@ -118,8 +118,8 @@ def retry(ids: tuple[int, ...], failed: bool, yes: bool, dry_run: bool, **given:
     with client() as db:
         if ids:
             act_on_each(ids, db.retry)
-        elif _agreed(db, filters, "be retried", yes=yes, dry_run=dry_run):
-            done = db.retry_where(**filters)
+        elif agreed := _agreed(db, filters, "be retried", yes=yes, dry_run=dry_run):
+            done = db.retry_where(**agreed)
             _report(done._asdict(), "retried, locked or with their unique key taken")
 
 
@@ -133,8 +133,8 @@ def purge(yes: bool, dry_run: bool, **given: Any) -> None:
     if not set(filters) - {"limit"}:
         raise click.UsageError("say which jobs, or --all for all failed ones")
     with client() as db:
-        if _agreed(db, filters, "be removed for good", yes=yes, dry_run=dry_run):
-            done = db.purge(**filters)
+        if agreed := _agreed(db, filters, "be removed for good", yes=yes, dry_run=dry_run):
+            done = db.purge(**agreed)
             _report(done._asdict(), "purged, locked or still needed by other jobs")
 
 
@@ -174,20 +174,27 @@ def _filters(given: dict[str, Any]) -> Any:
     return {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
 
 
-def _agreed(db: Client, filters: Any, verb: str, *, yes: bool, dry_run: bool) -> bool:
-    """Whether to go on: says how many jobs it is about, and asks unless told not to."""
+def _agreed(db: Client, filters: Any, verb: str, *, yes: bool, dry_run: bool) -> Any:
+    """With which filters to go on, None if not: says how many jobs it is about, and asks unless told not to."""
     if yes and not dry_run:
-        return True
+        return filters
+    asked = time.monotonic()
     if not dry_run and not on_terminal():
         raise click.UsageError("there is no terminal to ask on: give --yes, or --dry-run to see how many")
     count = db.count_ended(**filters)
     if dry_run:
         print_json({"count": count}) if common().json else click.echo(count)
-        return False
+        return None
     note(f"{count:,} job{'' if count == 1 else 's'} would {verb}")
     if count and not click.confirm("Go on?", err=True):
         raise click.exceptions.Exit(1)
-    return True
+    return _as_of(filters, time.monotonic() - asked) if count else filters
+
+
+def _as_of(filters: Any, ago_s: float) -> Any:
+    """The same as they were so long ago: what has ended since the preview was not agreed to."""
+    shifted = {name: filters[name] + ago_s for name in ("since", "until") if isinstance(filters.get(name), int | float)}
+    return {"until": ago_s, **filters, **shifted}
 
 
 def _report(done: dict[str, int], skipped: str) -> None:

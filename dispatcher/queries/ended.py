@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from dispatcher.filters import MAX_ID
@@ -38,7 +40,17 @@ def purge(filters: str, limit: int | None) -> Operation[Purged]:
     return Purged._make((yield from _steps("purge_some", filters, limit)))
 
 
+def _fixed(filters: str) -> Operation[str]:
+    """How long ago something was is counted once, from the database's time: not anew in each step."""
+    body = json.loads(filters)
+    if ago := {name: body[name] for name in ("since", "until") if isinstance(body.get(name), int | float)}:
+        now: datetime = (yield Query("get_time", reads=True))[0][0]
+        body |= {name: (now - timedelta(seconds=seconds)).isoformat() for name, seconds in ago.items()}
+    return json.dumps(body)
+
+
 def _steps(name: str, filters: str, limit: int | None) -> Operation[tuple[int, int]]:
+    filters = yield from _fixed(filters)
     most, done, skipped = MAX_ID if limit is None else limit, 0, 0
     before: int | None = MAX_ID
     while before is not None and done < most:

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,22 @@ def test_on_a_terminal_it_asks(run: Run, dsn: str, conn: Conn, answer: str, stat
     assert done.returncode == status
     assert done.stdout == ("5 purged\n" if status == 0 else "")
     assert count(conn) == (3 if status == 0 else 8)
+
+
+@pytest.mark.parametrize("flags", [["--failed"], ["--since", "1h"], ["--until", "0"]])
+def test_what_ended_after_the_preview_is_left_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, conn: Conn, flags: list[str]
+) -> None:
+    def agree(*_: Any, **__: Any) -> bool:
+        time.sleep(0.05)  # so that times differ
+        end(conn, 7, "failed", error="after the question")
+        return True
+
+    monkeypatch.setattr(command, "on_terminal", lambda: True)
+    monkeypatch.setattr("click.confirm", agree)
+    result = run("retry", *flags)
+    assert (result.stdout, result.stderr) == ("5 retried\n", "5 jobs would be retried\n")
+    assert state(conn, 7) == "failed"
 
 
 def test_nothing_is_asked_where_nothing_matches(run: Run, monkeypatch: pytest.MonkeyPatch, conn: Conn) -> None:

@@ -15,7 +15,7 @@ from dispatcher.async_client import AsyncClient
 from dispatcher.client import Client
 from dispatcher.errors import InvalidOption
 from dispatcher.queries.ended import Purged, Retried
-from tests.db.front_door import publish
+from tests.db.front_door import end, publish
 from tests.db.running import open_transaction, state, value
 
 Conn = psycopg.Connection[Any]
@@ -238,6 +238,24 @@ def test_steps_are_each_committed_and_those_of_a_caller_are_not(client: Client, 
     client.retry_where(all=True)
     transactions = value(conn, "select count(distinct run_at) from dispatcher.job where state = 'pending'")
     assert transactions == 2
+
+
+def test_how_long_ago_is_counted_once_for_all_steps(client: Client, conn: Conn) -> None:
+    for id in client.enqueue_many("any", [{}] * 1001):
+        end(conn, id, "failed")
+    sent: list[str] = []
+    ask = client._ask
+
+    def noted(query: Any) -> Any:
+        if query.name == "retry_some":
+            sent.append(query.params["filter"])
+        return ask(query)
+
+    client._ask = noted  # type: ignore[method-assign]
+    assert client.retry_where(since="1h", until=0) == (1001, 0)
+    assert len(sent) == 2
+    assert len(set(sent)) == 1
+    assert datetime.fromisoformat(json.loads(sent[0])["until"]) <= datetime.now(UTC)
 
 
 def test_locked_rows_are_passed_by(client: Client, dsn: str, conn: Conn) -> None:
