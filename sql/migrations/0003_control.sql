@@ -197,6 +197,9 @@ begin
     set max_running = wanted.max_running, tenant_max_running = wanted.tenant_max_running, rate = wanted.rate, burst = wanted.burst,
         changed_at = now(), changed_by = session_user
     where type = set_limit.type and tenant = own_tenant;
+    if options ?| array['rate', 'burst'] then  -- what the old rate held back until when is not true any more
+        delete from dispatcher.throttle where type = set_limit.type;
+    end if;
     perform dispatcher.forget_control(type);
     perform dispatcher.announce_control();
 end $$;

@@ -165,7 +165,7 @@ begin
             jsonb_build_object('tenant', tenant, 'limit', rule.tenant_most, 'running', busy.of_tenant,
                                'by', coalesce(to_jsonb(busy.tenant_ids), '[]'), 'source', rule.tenant_by));
     end if;
-    if rule.held_until > statement_timestamp() then
+    if rule.rate is not null and rule.held_until > statement_timestamp() then
         reasons := reasons || dispatcher.reason('rate',
             format('the rate of the type %L%s holds it back until %s', type, coalesce(format(' (%s)', dispatcher.spell_rate(rule.rate)), ''),
                    dispatcher.spell_time(rule.held_until)),

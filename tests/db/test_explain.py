@@ -244,6 +244,20 @@ def test_rate(conn: Connection, client: Client, leader: Lease) -> None:
     assert only(client.explain(id)).kind == "next"
 
 
+@pytest.mark.parametrize("rate", [None, 100.0])
+def test_rate_that_was_changed_holds_nothing_back_any_more(
+    conn: Connection, client: Client, leader: Lease, rate: float | None
+) -> None:
+    client.set_limit("quick", rate="1/hour")
+    conn.execute("insert into dispatcher.throttle (type, held_until) values ('quick', now() + interval '1 hour')")
+    id = enqueue(conn)
+    assert only(client.explain(id)).kind == "rate"
+    client.set_limit("quick", limit=7)
+    assert only(client.explain(id)).kind == "rate"
+    client.set_limit("quick", rate=rate)
+    assert only(client.explain(id)).kind == "next"
+
+
 def test_bounds_of_the_leader(dsn: str, conn: Connection, client: Client, leader: Lease, replica: int) -> None:
     conn.execute("update dispatcher.lease set max_running = 3, threads = 2")
     running(conn, dsn, "quick", 2, owner=replica)
