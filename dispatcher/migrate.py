@@ -19,6 +19,7 @@ def migrate(dsn: str) -> list[str]:
             with conn.transaction():
                 conn.execute(statement("lock_migrations"))
                 conn.execute(statement("make_migration_table"))
+                conn.execute(statement("become_owner"))
                 applied = [_apply(conn, *step) for step in pending(conn)]
                 conn.execute(statement("apply_access"))
                 return applied

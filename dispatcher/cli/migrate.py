@@ -43,7 +43,7 @@ def _print_sql() -> None:
 
 def _script() -> str:
     """All migrations as one script for psql, which records them as `dispatcher migrate` does."""
-    parts = ["begin;", _text("lock_migrations"), _text("make_migration_table")]
+    parts = ["begin;", _text("lock_migrations"), _text("make_migration_table"), _text("become_owner")]
     for version, name, text in migrations():
         record = _text("record_migration").replace("%(version)s", str(version)).replace("%(name)s", f"'{name}'")
         parts += [text.strip(), record]

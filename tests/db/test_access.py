@@ -513,6 +513,29 @@ def test_superuser_may_migrate_and_grant(server: Any, empty_dsn: str, role: Make
         admin.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
 
 
+@pytest.mark.parametrize("printed", [False, True])
+def test_what_a_superuser_migrates_belongs_to_the_owner_of_the_schema(
+    superuser_dsn: str, dsn: str, conn: Connection, monkeypatch: pytest.MonkeyPatch, printed: bool
+) -> None:
+    """Else its functions would work with a superuser's rights, and the owner could neither grant nor migrate."""
+    more = "create function dispatcher.pause(a date) returns integer security definer language sql as 'select 1'"
+    if printed:
+        run = CliRunner().invoke(main, ["migrate", "--sql"])
+        script = run.stdout.rpartition("select set_config('role'")
+        with psycopg.connect(superuser_dsn, autocommit=True) as admin:
+            become = f"{script[1]}{script[2].partition(';')[0]}"
+            admin.execute(f"begin; {become}; {more}; commit".encode(), prepare=False)
+    else:
+        with_more(monkeypatch, more)
+        assert migrate.migrate(superuser_dsn) == ["9001_later"]
+        assert migrate.migrate(dsn) == []
+    owners = conn.execute(
+        "select distinct pg_get_userbyid(p.proowner) from pg_proc p where p.pronamespace = 'dispatcher'::regnamespace"
+    ).fetchall()
+    assert owners == [(conn.info.user,)]
+    assert value(conn, "select dispatcher.pause('today'::date)") == 1
+
+
 # The daemon's first steps.
 
 
