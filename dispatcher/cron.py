@@ -20,7 +20,8 @@ POLICIES = ("skip", "one", "all")
 LONGEST = 1000  # characters of an expression
 TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
 MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up
-SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
+SECOND = timedelta(seconds=1)
+NEAR = timedelta(days=2)  # more than any shift of a clock
 LOOK_BACK = (timedelta(minutes=5), timedelta(hours=5), timedelta(days=5), timedelta(days=70), timedelta(days=800))
 
 
@@ -60,19 +61,10 @@ class Cron:
     def times(self, moment: datetime) -> Iterator[datetime]:
         """The due times behind `moment`, in UTC, each later than the one before. Raises InvalidSchedule."""
         try:
-            while True:
-                for due in self._simulate(moment, self.zone):
-                    if due <= moment:  # an hour that comes twice begins again
-                        continue
-                    since, moment = moment, due
-                    before = max(since - HOUR, due - DAY)
-                    if (self._offset(due) - self._offset(before)) % HOUR and self._by_real_time():
-                        moment = self._first_about_shift(since, before, due)
-                        yield moment
-                        break
-                    yield due
-                else:
-                    break
+            if self._by_real_time():
+                yield from self._times_by_real_time(moment)
+            else:  # an hour that comes twice begins again
+                yield from (due for due in self._simulate(moment, self.zone) if due > moment)
         except (CronSimError, OverflowError) as exc:
             raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is wrong: {exc}") from None
         raise InvalidSchedule(f"the cron expression {self.expression!r:.100} is never due")
@@ -87,22 +79,35 @@ class Cron:
                 return found
         return self._last_in(due, now) or due
 
-    def _first_about_shift(self, moment: datetime, before: datetime, after: datetime) -> datetime:
-        """The first due time behind `moment`, where between the two others clocks are shifted by half an hour.
+    def _times_by_real_time(self, moment: datetime) -> Iterator[datetime]:
+        """The due times behind `moment`, between two shifts of the clock at a time.
 
-        As on Lord Howe Island. CronSim goes from hour to hour and would carry the half hour along, past what is due in
-        the rest of the day.
+        CronSim, left to itself, goes from hour to hour, past what is due after a shift by half an hour, and begins a
+        day at midnight, also where there is none.
         """
-        old, earlier, shift = self._offset(before), before, after
-        while shift - earlier > SECOND:
-            middle = earlier + (shift - earlier) / 2
-            earlier, shift = (middle, shift) if self._offset(middle) == old else (earlier, middle)
-        shift = shift.replace(microsecond=0)
-        if moment < shift:
-            due = next(self._simulate(max(moment, before), timezone(old)))
-            if due < shift:
-                return due
-        return next(self._simulate(max(moment, shift - SECOND), timezone(self._offset(shift))))
+        offset = self._offset(moment)
+        while True:
+            for due in self._simulate(moment, timezone(offset)):
+                near = min(due, moment + NEAR)
+                if self._offset(near) != offset:
+                    shift = self._first_shift(moment, near, offset)
+                    moment, offset = shift - SECOND, self._offset(shift)
+                    break
+                if due - moment > 2 * NEAR:  # at another offset nothing is due in between either, but near its ends
+                    moment = due - NEAR
+                    offset = self._offset(moment)
+                    break
+                moment = due
+                yield due
+            else:
+                return
+
+    def _first_shift(self, before: datetime, after: datetime, offset: timedelta) -> datetime:
+        """The second at which the clock's offset, `offset` right behind `before`, has changed by `after`."""
+        while after - before > SECOND:
+            middle = before + (after - before) / 2
+            before, after = (middle, after) if self._offset(middle) == offset else (before, middle)
+        return after.replace(microsecond=0)
 
     def _simulate(self, moment: datetime, zone: tzinfo) -> Iterator[datetime]:
         return (due.astimezone(UTC) for due in CronSim(self.expression, moment.astimezone(zone)))

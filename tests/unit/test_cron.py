@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dispatcher.cron import MOST_AT_ONCE, Cron, catch_up
@@ -55,6 +55,15 @@ def times(expression: str, zone: str, start: str, count: int) -> list[str]:
         ("30 0 * * *", SANTIAGO, "2026-09-05T12:00:00Z", ["06 04:00", "07 03:30"]),
         ("0 0 * * *", SANTIAGO, "2026-04-04T12:00:00Z", ["05 04:00", "06 04:00"]),
         ("30 23 * * *", SANTIAGO, "2026-04-04T12:00:00Z", ["05 02:30", "06 03:30"]),
+        # By real time on that one day alone, which has no midnight, or has an hour twice.
+        ("*/20 1 * * SUN", SANTIAGO, "2026-09-05T12:00:00Z", ["06 04:00", "06 04:20", "06 04:40", "13 04:00"]),
+        ("0 */2 6 9 *", SANTIAGO, "2026-09-05T12:00:00Z", ["06 05:00", "06 07:00"]),
+        (
+            "*/30 2 25 10 *",
+            BERLIN,
+            "2025-12-01T00:00:00Z",
+            ["25 00:00", "25 00:30", "25 01:00", "25 01:30", "25 00:00"],
+        ),
         ("0 4 29 2 *", BERLIN, "2026-01-01T00:00:00Z", ["29 03:00", "29 03:00"]),
     ],
 )
@@ -113,6 +122,49 @@ def test_due_times_only_move_on(minute: str, hour: str, zone: str, start: dateti
         assert cron.after(a) == b  # as the leader goes on, each time anew
     for due in found:
         assert due.astimezone(ZoneInfo(zone)).second == 0
+
+
+SHIFTS = [  # forward and back, by an hour or half of one, at midnight and later
+    (BERLIN, "2026-03-29T01:00Z"),
+    (BERLIN, "2026-10-25T01:00Z"),
+    (SANTIAGO, "2026-09-06T04:00Z"),
+    (SANTIAGO, "2026-04-05T03:00Z"),
+    ("America/Havana", "2026-03-08T05:00Z"),
+    ("America/Havana", "2026-11-01T05:00Z"),
+    (HOWE, "2026-10-03T15:30Z"),
+    (HOWE, "2026-04-04T15:00Z"),
+]
+
+
+@given(
+    minutes=st.sampled_from([None, (0,), (30,), (0, 59), (10, 11)]),
+    hours=st.sampled_from([None, (0,), (1,), (2,), (1, 2, 3), (0, 2, 3), (22, 23)]),
+    day=st.integers(-1, 1),
+    shift=st.sampled_from(SHIFTS),
+    hours_before=st.integers(0, 30),
+)
+def test_stars_go_by_real_time(
+    minutes: tuple[int, ...] | None,
+    hours: tuple[int, ...] | None,
+    day: int,
+    shift: tuple[str, str],
+    hours_before: int,
+) -> None:
+    """Due is every minute at which the clock on the wall shows what the expression says."""
+    assume(minutes is None or hours is None)
+    zone, at = ZoneInfo(shift[0]), datetime.fromisoformat(shift[1])
+    date = (at.astimezone(zone) + timedelta(days=day)).day
+    lists = ["*" if of is None else ",".join(map(str, of)) for of in (minutes, hours)]
+    cron = Cron.parse(f"{lists[0]} {lists[1]} {date} * *", shift[0])
+    begin, end = at - timedelta(hours=hours_before), at + timedelta(hours=30)
+    shown = [
+        moment
+        for minute in range(1, 1 + 60 * (hours_before + 30))
+        if (wall := (moment := begin + timedelta(minutes=minute)).astimezone(zone)).day == date
+        and (minutes is None or wall.minute in minutes)
+        and (hours is None or wall.hour in hours)
+    ]
+    assert list(takewhile(lambda due: due <= end, cron.times(begin))) == shown
 
 
 HOURLY = Cron.parse("0 * * * *", "UTC")
