@@ -54,6 +54,7 @@ class Due(NamedTuple):
     since: datetime
     now: datetime
     in_s: float | None
+    changed_at: datetime
 
 
 def list_due(conn: Connection, batch: int, besides: Sequence[str] = ()) -> list[Due]:
@@ -77,7 +78,7 @@ def fire_schedule(conn: Connection, due: Due, fires: Sequence[datetime], next_at
 
 def stop_schedule(conn: Connection, due: Due, error: str) -> bool:
     """Says why it does not go on; False where the row was locked or changed."""
-    params = {"name": due.name, "cron": due.cron, "zone": due.zone, "due": due.next_at, "error": error}
+    params = {"name": due.name, "changed_at": due.changed_at, "due": due.next_at, "error": error}
     return conn.execute(statement("stop_schedule"), params).rowcount == 1
 
 

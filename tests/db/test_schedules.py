@@ -347,6 +347,25 @@ def test_change_beside_the_firing_is_not_overwritten(
     assert info(client).cron == "0 0 1 1 *"
 
 
+def test_change_beside_an_error_is_not_stopped_by_it(
+    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.add_schedule("s", "0 0 1 1 *", "import", {"into": "t"})
+    conn.execute("delete from dispatcher.type where name = 'import'")
+    due(conn, "0")
+    stop = scheduling.scheduler._stop_schedule
+
+    def mend(own: Any, found: Any, reason: str) -> bool:
+        client.add_schedule("s", "0 0 1 1 *", "any")
+        return stop(own, found, reason)
+
+    monkeypatch.setattr(scheduling.scheduler, "_stop_schedule", mend)
+    scheduling.fire()
+    scheduling.fire()
+    assert info(client).error is None
+    assert jobs(conn) == 1
+
+
 def test_what_sql_let_pass_is_shown_and_a_change_mends_it(
     client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
