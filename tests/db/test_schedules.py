@@ -278,6 +278,24 @@ def test_clock_that_goes_back_fires_nothing_twice(
     assert jobs(conn) == 0
 
 
+def test_clock_that_was_years_ahead_does_not_stop_a_schedule_for_good(
+    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
+) -> None:
+    ahead = (
+        "update dispatcher.schedule set last_at = now() + interval '70 years', next_at = now() + interval '70 years'"
+    )
+    client.add_schedule("s", "* * * * *", "any")
+    conn.execute(ahead)
+    client.pause_schedule("s")
+    client.resume_schedule("s")
+    scheduling.fire()
+    assert value(conn, "select next_at < now() + interval '2 min' from dispatcher.schedule")
+    conn.execute(ahead)
+    client.add_schedule("s", "*/2 * * * *", "any")
+    scheduling.fire()
+    assert value(conn, "select next_at < now() + interval '3 min' from dispatcher.schedule")
+
+
 def test_unique_key_keeps_runs_from_piling_up(
     client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
