@@ -11,7 +11,7 @@ create table dispatcher.schedule (
     paused_at timestamptz,
     paused_by text,
     next_at timestamptz,                               -- null: the leader has yet to work it out
-    since timestamptz not null default now(),          -- from when on it counts: added, changed in its calendar, or resumed
+    since timestamptz not null default clock_timestamp(), -- from when on it counts: added, changed in its calendar, or resumed
     last_at timestamptz,                               -- the due time that was fired last
     last_job_id bigint,
     error text,                                        -- why the leader cannot work it out
@@ -124,7 +124,7 @@ begin
     set cron = excluded.cron, zone = excluded.zone, type = excluded.type, payload = excluded.payload, options = excluded.options,
         catch_up = excluded.catch_up, error = null, changed_at = now(), changed_by = session_user,
         next_at = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.next_at end,
-        since = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.since else now() end;
+        since = case when (s.cron, s.zone) = (excluded.cron, excluded.zone) then s.since else clock_timestamp() end;
     perform dispatcher.announce_schedules();
 end $$;
 
@@ -168,7 +168,7 @@ begin
     if not found then
         perform dispatcher.raise_no_schedule(name);
     end if;
-    update dispatcher.schedule set paused_at = null, paused_by = null, error = null, next_at = null, since = now()
+    update dispatcher.schedule set paused_at = null, paused_by = null, error = null, next_at = null, since = clock_timestamp()
     where name = resume_schedule.name and (paused_at is not null or error is not null);
     if not found then
         return false;

@@ -328,6 +328,26 @@ def test_pause_resume_and_trigger(client: Client, conn: psycopg.Connection[Any],
     assert info(client).next_at is not None
 
 
+@pytest.mark.parametrize(
+    "acts",
+    [
+        "select dispatcher.remove_schedule('s'), dispatcher.add_schedule('s', '* * * * *', 'any')",
+        "select dispatcher.add_schedule('s', '*/2 * * * *', 'any')",
+        "select dispatcher.pause_schedule('s'), dispatcher.resume_schedule('s')",
+    ],
+)
+def test_long_transaction_counts_from_its_change_and_not_from_its_start(
+    dsn: str, client: Client, conn: psycopg.Connection[Any], acts: str
+) -> None:
+    """What was due before has been fired, or fell into the pause."""
+    client.add_schedule("s", "* * * * *", "any")
+    with psycopg.connect(dsn) as own:
+        own.execute("select now()")  # begins
+        between = value(conn, "select clock_timestamp()")
+        own.execute(acts)
+    assert value(conn, "select since from dispatcher.schedule") > between
+
+
 def test_change_keeps_the_due_time_unless_the_calendar_changes(
     client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
