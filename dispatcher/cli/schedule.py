@@ -10,6 +10,7 @@ from dispatcher.cli.base import common, common_options
 from dispatcher.cli.output import as_dict, cell, print_json, print_table
 from dispatcher.cli.session import client
 from dispatcher.cli.values import Duration
+from dispatcher.errors import ScheduleNotFound
 from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY, Options, parse_payload
 from dispatcher.queries.schedules import ScheduleInfo
 
@@ -57,7 +58,9 @@ def add(name: str, cron: str, type: str, payload: str, zone: str, catch_up: str,
     options: Options = {**given}  # type: ignore[typeddict-item] # each option above is one of them
     with client() as db:
         db.add_schedule(name, cron, type, body, zone=zone, catch_up=catch_up, **options)
-        [info] = [one for one in db.schedules() if one.name == name]
+        info = next((one for one in db.schedules() if one.name == name), None)
+    if info is None:  # somebody has removed it at once
+        raise ScheduleNotFound(f"there is no schedule {name!r}")
     print_json(as_dict(info)) if common().json else click.echo(f"{name}: {info.cron} ({info.zone})")
 
 

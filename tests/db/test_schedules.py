@@ -593,3 +593,17 @@ def test_command_line_refuses_in_one_line(
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (status, "", 1)
     assert told in result.stderr
     assert client.schedules() == []
+
+
+def test_command_line_says_that_somebody_removed_it_at_once(
+    run: Callable[..., Result], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Client.add_schedule
+
+    def add_and_lose(own: Client, *args: Any, **options: Any) -> None:
+        add(own, *args, **options)
+        client.remove_schedule("s")
+
+    monkeypatch.setattr(Client, "add_schedule", add_and_lose)
+    result = run("schedule", "add", "s", "* * * * *", "any")
+    assert (result.exit_code, result.stderr) == (1, "Error: there is no schedule 's'\n")
