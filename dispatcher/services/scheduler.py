@@ -26,6 +26,7 @@ log = logging.getLogger("dispatcher.scheduler")
 BATCH = 100
 LONGEST_S = 15.0  # without a look, should a notification have been lost
 BUSY_PAUSE_S = 0.1
+BEHIND_S = 60.0  # the least time between two due times of one schedule
 _OF_THE_JOB = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)  # a trigger of somebody, say
 COUNT_STOPPED_EVERY = 4  # looks
 
@@ -46,6 +47,7 @@ class Scheduler(Errand):
         self._fired = fired
         self._looks = 0
         self._passed: list[str] = []  # what could not be done now: looks go past it until all the rest is done
+        self._behind: set[str] = set()  # what has much to catch up: a bit of it when none of the others is due
         self._trouble: psycopg.Error | None = None
 
     def work(self, conn: Connection) -> float:
@@ -53,10 +55,14 @@ class Scheduler(Errand):
         if self._looks % COUNT_STOPPED_EVERY == 0:
             self._metrics.stopped_schedules.set(schedules.count_stopped(conn))
         self._looks += 1
-        found = schedules.list_due(conn, BATCH, besides=self._passed)
+        found = schedules.list_due(conn, BATCH, besides=[*self._passed, *self._behind])
         pending = [due for due in found if due.in_s is None or due.in_s <= 0]
-        self._passed += [due.name for due in pending if not self._handle(conn, due)]
+        self._behind.update(due.name for due in pending if _is_behind(due))
+        self._passed += [due.name for due in pending if not _is_behind(due) and not self._handle(conn, due)]
         if pending:
+            return 0.0
+        if self._behind:
+            self._catch_up_one(conn)
             return 0.0
         passed, self._passed = self._passed, []
         trouble, self._trouble = self._trouble, None
@@ -64,6 +70,18 @@ class Scheduler(Errand):
             raise trouble
         longest = BUSY_PAUSE_S if passed else LONGEST_S  # somebody holds their rows locked
         return min((longest, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
+
+    def _catch_up_one(self, conn: Connection) -> None:
+        """The one that is behind the most."""
+        for due in schedules.list_due(conn, 1, besides=self._passed):
+            if due.in_s is None or due.in_s <= 0:
+                self._behind.discard(due.name)  # the next look finds it again if it is not done
+                if self._handle(conn, due):
+                    self._passed = []  # to be tried again between two bits: catching up may take long
+                else:
+                    self._passed.append(due.name)
+                return
+        self._behind.clear()  # paused or removed
 
     def _handle(self, conn: Connection, due: Due) -> bool:
         """Works out the next due time, and fires those that are due; False where it cannot be done now."""
@@ -96,3 +114,8 @@ class Scheduler(Errand):
         self._looks = 0
         log.error("a schedule cannot go on: %s", reason, extra={"schedule": due.name})
         return True
+
+
+def _is_behind(due: Due) -> bool:
+    """Whether many jobs may be due for it."""
+    return due.catch_up == "all" and due.in_s is not None and due.in_s < -BEHIND_S

@@ -158,6 +158,60 @@ def test_all_are_caught_up_in_order_and_bit_by_bit(
     assert len({at for (at,) in rows}) == len(rows) >= 31
 
 
+def test_very_many_that_are_catching_up_keep_no_other_waiting(
+    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.cron.MOST_AT_ONCE", 2)
+    for number in range(BATCH + 5):
+        client.add_schedule(f"late{number}", "* * * * *", "any", catch_up="all")
+    client.add_schedule("timely", "0 0 1 1 *", "any", {"name": "timely"})
+    scheduling.fire()
+    conn.execute("update dispatcher.schedule set next_at = date_trunc('minute', now()) - interval '5 minutes'")
+    due(conn, "0", "timely")
+    for _ in range(2):
+        scheduling.scheduler.turn()
+    assert [job.payload for job in client.list()] == [{"name": "timely"}]
+    scheduling.scheduler.turn()
+    assert jobs(conn) == 1 + 2  # a bit of it
+    due(conn, "0", "timely")
+    scheduling.scheduler.turn()
+    assert value(conn, "select count(*) from dispatcher.job where payload ? 'name'") == 2
+    scheduling.fire()
+    assert value(conn, "select bool_and(next_at > now() - interval '1 min') from dispatcher.schedule")
+    assert jobs(conn) >= 2 + 6 * (BATCH + 5)
+
+
+def test_one_that_was_held_is_fired_while_others_are_catching_up(
+    dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.cron.MOST_AT_ONCE", 2)
+    client.add_schedule("held", "0 0 1 1 *", "any", {"name": "held"})
+    client.add_schedule("late", "* * * * *", "any", catch_up="all")
+    scheduling.fire()
+    due(conn, "60 min", "late")
+    due(conn, "0", "held")
+    with open_transaction(dsn, "select from dispatcher.schedule where name = 'held' for update") as holder:
+        for _ in range(6):
+            scheduling.scheduler.turn()
+        assert 0 < jobs(conn) < 60
+        holder.rollback()
+    for _ in range(3):
+        scheduling.scheduler.turn()
+    assert value(conn, "select count(*) from dispatcher.job where payload ? 'name'") == 1
+    assert jobs(conn) < 60
+
+
+def test_one_that_is_removed_while_it_catches_up_is_forgotten(
+    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
+) -> None:
+    client.add_schedule("s", "* * * * *", "any", catch_up="all")
+    due(conn, "5 min")
+    assert scheduling.scheduler.turn() == 0.0
+    client.remove_schedule("s")
+    assert scheduling.fire() == LONGEST_S
+    assert jobs(conn) == 0
+
+
 def test_schedule_that_a_user_holds_is_passed_by(
     dsn: str, client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling
 ) -> None:
