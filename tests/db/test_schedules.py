@@ -163,10 +163,12 @@ def test_very_many_that_are_catching_up_keep_no_other_waiting(
 ) -> None:
     monkeypatch.setattr("dispatcher.cron.MOST_AT_ONCE", 2)
     for number in range(BATCH + 5):
-        client.add_schedule(f"late{number}", "* * * * *", "any", catch_up="all")
+        client.add_schedule(
+            f"late{number}", "0 0 1 1 *", "any", catch_up="all"
+        )  # by the minute, one might be due by now
     client.add_schedule("timely", "0 0 1 1 *", "any", {"name": "timely"})
     scheduling.fire()
-    conn.execute("update dispatcher.schedule set next_at = date_trunc('minute', now()) - interval '5 minutes'")
+    conn.execute("update dispatcher.schedule set next_at = date_trunc('year', now()) - interval '5 years'")
     due(conn, "0", "timely")
     for _ in range(2):
         scheduling.scheduler.turn()
