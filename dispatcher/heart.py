@@ -156,6 +156,7 @@ class Heart:
         return silent
 
     def _turn(self) -> None:
+        self._dispatch.woken.clear()  # before any look: what is set from now on is looked at again
         lease = self._lease
         if lease.term is None:
             self._dispatch.forget()
@@ -207,30 +208,29 @@ class Heart:
             self._contend_from = time.monotonic() + 2 * self._heartbeat_s
             self._resign(conn)
             return
-        dispatch.woken.clear()  # before the look: what is set from now on is looked at again
         if not self._lease.may_claim():
-            self._wait(self._heartbeat_s, clear=False)
+            self._wait(self._heartbeat_s)
         elif dispatch.step(conn):
             self._doze_again_s = DOZE_AGAIN_S
             if dispatch.busy:
                 dispatch.stay_awake(conn)
         elif dispatch.room() <= 0:
-            self._wait(self._heartbeat_s, clear=False)
+            self._wait(self._heartbeat_s)
             dispatch.return_stalled(conn)
         elif (nap := dispatch.nap()) is not None:
-            self._wait(nap, clear=False)
+            self._wait(nap)
         elif not dispatch.looked_everywhere:
             dispatch.read_again()
         elif dispatch.awake:
             self._fall_asleep(conn)
         else:
-            self._wait(dispatch.patience(self._poll_interval_s), clear=False)
+            self._wait(dispatch.patience(self._poll_interval_s))
             dispatch.read_again()
 
     def _fall_asleep(self, conn: Connection) -> None:
         """From now on enqueuers notify; the next turn looks once more before it waits for them to."""
         if not self._dispatch.fall_asleep(conn):
-            self._wait(self._doze_again_s, clear=False)
+            self._wait(self._doze_again_s)
             self._doze_again_s = min(2 * self._doze_again_s, self._poll_interval_s)
         self._dispatch.read_again()
 
@@ -264,7 +264,5 @@ class Heart:
         if time.monotonic() - self._needed_at > min(2 * self._heartbeat_s, 0.1 * self._orphan_after_s):
             self._fence.disarm()
 
-    def _wait(self, seconds: float, *, clear: bool = True) -> None:
+    def _wait(self, seconds: float) -> None:
         self._dispatch.rest(min(seconds, self._lease.beat_in()))
-        if clear:
-            self._dispatch.woken.clear()

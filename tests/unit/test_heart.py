@@ -129,3 +129,25 @@ def test_an_answer_that_hangs_takes_the_fence_from_a_replica_without_jobs(heart:
     lease.trusted_from = boottime() - ORPHAN_AFTER_S
     assert not heart.losing()
     assert deadline(heart) is None
+
+
+def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: Heart, lease: SimpleNamespace) -> None:
+    """By the listener's thread, before the leader comes to rest: until the next beat nothing else would find it."""
+
+    class Hearing:
+        """Hears of it when the heart, past its look for cancels, asks whether anything waits."""
+
+        @property
+        def waiting(self) -> int:
+            heart.look_for_cancels()
+            return 0
+
+    heart._pool = cast(Any, Hearing())
+    lease.beat, lease.beat_in, lease.may_claim = lambda: False, lambda: 60.0, lambda: True
+    awake: list[bool] = []
+    dispatch = vars(heart._dispatch)
+    dispatch.update(step=lambda _conn: 0, room=lambda: 1, nap=lambda: None, patience=lambda seconds: seconds)
+    dispatch.update(looked_everywhere=True, awake=False, read_again=lambda: None)
+    dispatch.update(rest=lambda _seconds: awake.append(heart._dispatch.woken.is_set()))
+    heart.step()
+    assert awake == [True]
