@@ -66,6 +66,18 @@ class Runtime(Protocol):
 class Context:
     """Given to each execution. Safe to use from threads that the executor starts."""
 
+    # What few jobs touch is left to the class: one of these is made for each execution.
+    completed = False
+    """True once complete() was called; the row then says whether it took effect."""
+    completed_with: Any = None
+    """The result that complete() was given."""
+    result_url: str | None = None
+    """Of the latest file that store() took: the job's `result_url` if it ends well."""
+    _reason: CancelReason | None = None
+    _event: threading.Event | None = None
+    _callbacks: tuple[Callable[[], None], ...] = ()
+    _logger: logging.LoggerAdapter[logging.Logger] | None = None
+
     def __init__(
         self, job: Job, *, timeout_s: float | None, runtime: Runtime, clock: Callable[[], float] = time.monotonic
     ):
@@ -74,17 +86,7 @@ class Context:
         """Rises with each execution of the job: the fencing token for systems outside the database."""
         self.deadline = None if timeout_s is None else clock() + timeout_s
         """When the job will be timed out, in time.monotonic() seconds; None for never."""
-        self.completed = False
-        """True once complete() was called; the row then says whether it took effect."""
-        self.completed_with: Any = None
-        """The result that complete() was given."""
-        self.result_url: str | None = None
-        """Of the latest file that store() took: the job's `result_url` if it ends well."""
         self._runtime = runtime
-        self._reason: CancelReason | None = None
-        self._event: threading.Event | None = None  # made when somebody waits: most jobs never do
-        self._callbacks: list[Callable[[], None]] = []
-        self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
     @property
     def canceled(self) -> CancelReason | None:
@@ -110,7 +112,7 @@ class Context:
         """Calls `callback` once, in another thread, when the job is asked to stop (at once if it already was)."""
         with _LOCK:
             if self._reason is None:
-                self._callbacks.append(callback)
+                self._callbacks += (callback,)
                 return
         callback()
 
@@ -119,7 +121,7 @@ class Context:
         with _LOCK:
             if self._reason is None:
                 self._reason = reason
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, ()
             if self._event is not None:
                 self._event.set()
         if callbacks:
@@ -182,7 +184,7 @@ class Context:
             self._logger = _JobLogger(_log, {"job_id": self.job.id, "job_type": self.job.type, "attempt": self.attempt})
         return self._logger
 
-    def _call(self, callbacks: list[Callable[[], None]]) -> None:
+    def _call(self, callbacks: tuple[Callable[[], None], ...]) -> None:
         for callback in callbacks:
             try:
                 callback()

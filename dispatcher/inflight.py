@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import ItemsView, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from dispatcher.context import Context
@@ -72,23 +72,21 @@ class InFlight:
         """Takes freshly claimed executions in."""
         with self._lock:
             self._all.update((execution.key, execution) for execution in executions)
-            self._by_type.update(execution.claimed.type for execution in executions)
-            self._by_tenant.update((execution.claimed.type, execution.claimed.tenant) for execution in executions)
-            self._by_claim.update(execution.claimed.claim for execution in executions)
+            for (type, tenant, claim), count in _tally(executions):
+                self._by_type[type] += count
+                self._by_tenant[type, tenant] += count
+                self._by_claim[claim] += count
 
     def remove(self, executions: Iterable[Execution]) -> None:
         """Lets executions go whose rows are no longer running by us."""
         with self._lock:
             known = [execution for execution in executions if self._all.pop(execution.key, None) is not None]
-            self._by_type.subtract(execution.claimed.type for execution in known)
-            tenants = Counter((execution.claimed.type, execution.claimed.tenant) for execution in known)
-            self._by_tenant.subtract(tenants)
-            for tenant in tenants:
-                if not self._by_tenant[tenant]:
-                    del self._by_tenant[tenant]  # there may be very many in the course of time
-            claims = Counter(execution.claimed.claim for execution in known)
-            self._by_claim.subtract(claims)
-            for claim in claims:
+            for (type, tenant, claim), count in _tally(known):
+                self._by_type[type] -= count
+                self._by_tenant[type, tenant] -= count
+                if not self._by_tenant[type, tenant]:
+                    del self._by_tenant[type, tenant]  # there may be very many in the course of time
+                self._by_claim[claim] -= count
                 if not self._by_claim[claim]:
                     del self._by_claim[claim]
                     self._empty_claims.append(claim)
@@ -137,3 +135,10 @@ class InFlight:
         """All executions at this moment."""
         with self._lock:
             return list(self._all.values())
+
+
+def _tally(executions: Iterable[Execution]) -> ItemsView[tuple[str, str, int], int]:
+    """How many there are of each type, tenant and claim."""
+    return Counter(
+        (execution.claimed.type, execution.claimed.tenant, execution.claimed.claim) for execution in executions
+    ).items()

@@ -19,7 +19,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
 class _Buckets:
-    """A histogram of one type, written by one thread: an observation costs a bisection."""
+    """A histogram of one type, written by one thread."""
 
     __slots__ = ("counts", "total")
 
@@ -27,9 +27,11 @@ class _Buckets:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(SECONDS, value)] += 1
-        self.total += value
+    def observe(self, *values: float) -> None:
+        counts = self.counts
+        for value in values:
+            counts[bisect_left(SECONDS, value)] += 1
+        self.total += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
         running, buckets = 0, []

@@ -102,15 +102,13 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
         return cls(job.id, job.attempt, State.PENDING, delay_s=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(NamedTuple):
     """The executor returned."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(NamedTuple):
     """The executor raised; BaseException, for an executor may call sys.exit."""
 
     error: BaseException

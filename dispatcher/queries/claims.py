@@ -111,10 +111,16 @@ def share_aged_lanes(
     return [(Lane(type, tenant, priority), take) for type, tenant, priority, take in rows]
 
 
-def claim_jobs(conn: Connection, takes: Sequence[Take], *, owner: int, term: int) -> list[Claimed]:
-    """Claims up to `take` jobs of each lane behind its cursor."""
+def claim_jobs(
+    conn: Connection, takes: Sequence[Take], *, owner: int, term: int, free_only: bool = True
+) -> list[Claimed]:
+    """Claims up to `take` jobs of each lane behind its cursor.
+
+    Passes by rows that somebody holds locked; without free_only it waits for them up to lock_timeout, and is cheaper.
+    """
     params = _columns(takes) | _untils(takes) | {"owner": owner, "term": term}
-    return [Claimed._make(row) for row in conn.execute(statement("claim_jobs"), params).fetchall()]
+    rows = conn.execute(statement("claim_free_jobs" if free_only else "claim_jobs"), params).fetchall()
+    return [Claimed._make(row) for row in rows]
 
 
 def list_controls(conn: Connection) -> list[Control]:

@@ -8,20 +8,26 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from dispatcher.db import Connection, array
+from dispatcher.job import State
 from dispatcher.outcome import Outcome
 from dispatcher.sql import statement
 
 Attempt = tuple[int, int]
 
 Recorded = dict[Attempt, bool]
-"""The attempts that were recorded, and whether each left a mark."""
+"""The attempts that were recorded, and whether each may have left a mark."""
+
+PLAIN = Outcome(0, 0, State.SUCCEEDED)[2:]
+"""All that is to be said of a job that succeeded and left no result."""
 
 
 def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> Recorded:
-    """Records final outcomes; the attempts it recorded, and whether each left a mark for a batch or for other jobs.
+    """Records final outcomes; the attempts it recorded, and whether each may have left a mark for a batch or others.
 
     Waits for locked rows up to lock_timeout, unless free_only.
     """
+    if not free_only and all(outcome[2:] == PLAIN for outcome in outcomes):
+        return _finish_plain(conn, outcomes)
     rows = conn.execute(
         statement("finish_free_jobs" if free_only else "finish_jobs"),
         {
@@ -96,6 +102,17 @@ def list_canceled(conn: Connection, owner: int, ids: Sequence[int]) -> list[int]
 def wake_leader(conn: Connection, lease: int) -> None:
     """Tells the leader that a slot has become free elsewhere."""
     conn.execute(statement("wake_leader"), {"lease": lease})
+
+
+def _finish_plain(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
+    ids, attempts = [outcome.job_id for outcome in outcomes], [outcome.attempt for outcome in outcomes]
+    params = {"ids": array(ids), "attempts": array(attempts)}
+    row = conn.execute(statement("finish_plain_jobs"), params).fetchone()
+    assert row is not None  # an aggregate's
+    all_done, marked, found, found_attempts = row
+    if not all_done:
+        ids, attempts = found or [], found_attempts or []
+    return dict.fromkeys(zip(ids, attempts, strict=True), bool(marked))
 
 
 def _recorded(rows: Cursor[TupleRow]) -> Recorded:

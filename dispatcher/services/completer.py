@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import psycopg
@@ -167,10 +168,8 @@ class Completer:
         return 1.0
 
     def _settle(self, conn: Connection, group: list[Execution]) -> None:
-        final: list[Execution] = []
-        back: list[Execution] = []
-        for execution in group:
-            (final if _outcome(execution).state in FINAL else back).append(execution)
+        final = [execution for execution in group if _outcome(execution).state in FINAL]
+        back = [execution for execution in group if _outcome(execution).state not in FINAL]
         # Those that were busy before are not waited for again: each wait keeps the rest of the group waiting, too.
         fresh, busy_before = [e for e in final if not e.busy], [e for e in final if e.busy]
         done = self._send(conn, fresh, self._finish) if fresh else {}
@@ -180,14 +179,11 @@ class Completer:
             done |= self._send(conn, back, self._reschedule)
         missed = [execution for execution in group if execution.key not in done]
         busy = statements.list_still_running(conn, [execution.key for execution in missed]) if missed else set()
-        answered = []
-        for execution in group:
-            if execution.key in busy:
-                execution.busy = True
-                self._again.append(execution)
-                continue
-            answered.append(execution)
-            self._count(execution, recorded=execution.key in done)
+        for execution in missed:
+            execution.busy = execution.key in busy
+        self._again += [execution for execution in missed if execution.busy]
+        answered = group if not busy else [execution for execution in group if execution.key not in busy]
+        self._count(answered, done)
         self._inflight.remove(answered)
         self._settled(conn, bool(back), any(done.values()))
 
@@ -232,26 +228,34 @@ class Completer:
                 self._failed([(execution.ctx.job, execution.outcome)])
             return done
 
-    def _count(self, execution: Execution, *, recorded: bool) -> None:
-        outcome, type = _outcome(execution), execution.claimed.type
-        completed = execution.ctx is not None and execution.ctx.completed
-        jobs = self._metrics.jobs
-        if recorded:
-            if outcome.state in FINAL:
-                jobs.finished[type, outcome.state.value] += 1
-            elif outcome.failures:
-                jobs.retries[type] += 1
-        elif completed:
-            jobs.finished[type, State.SUCCEEDED.value] += 1
+    def _count(self, answered: list[Execution], done: statements.Recorded) -> None:
+        jobs, times = self._metrics.jobs, defaultdict[str, tuple[list[float], list[float]]](lambda: ([], []))
+        for execution in answered:
+            claimed, outcome = execution.claimed, _outcome(execution)
+            if execution.key in done:
+                if outcome.state in FINAL:
+                    jobs.finished[claimed.type, outcome.state] += 1
+                elif outcome.failures:
+                    jobs.retries[claimed.type] += 1
+            else:
+                self._count_late(execution)
+            if started_at := execution.started_at:
+                durations, waits = times[claimed.type]
+                durations.append(execution.ended_at - started_at)
+                waits.append(claimed.waited_s + started_at - execution.claimed_at)
+        for type, (durations, waits) in times.items():
+            jobs.duration[type].observe(*durations)
+            jobs.wait[type].observe(*waits)
+
+    def _count_late(self, execution: Execution) -> None:
+        if execution.ctx is not None and execution.ctx.completed:
+            self._metrics.jobs.finished[execution.claimed.type, State.SUCCEEDED] += 1
         elif not execution.resent:
             self._metrics.stale.inc()
             log.warning(
                 "an outcome came too late and changed nothing",
-                extra={"job_id": outcome.job_id, "attempt": outcome.attempt},
+                extra={"job_id": execution.claimed.id, "attempt": execution.claimed.attempt},
             )
-        if execution.started_at:
-            jobs.duration[type].observe(execution.ended_at - execution.started_at)
-            jobs.wait[type].observe(execution.claimed.waited_s + execution.started_at - execution.claimed_at)
 
     def _write_notes(self, conn: Connection, ending: list[Execution]) -> None:
         if not (self._progress or self._timed_out):

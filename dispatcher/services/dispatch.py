@@ -36,6 +36,8 @@ NUDGE_EVERY_S = 0.002
 BURST_S = 0.01  # claims that follow within this are a burst: worth taking the awake lock
 RECOUNT_S = 0.1  # what runs elsewhere is counted again after this
 CONTROL_S = 5.0  # what operators say is read again after this, should a notification have been lost
+QUICK_CLAIM = 100  # jobs from which on a claim does not look for row locks before it meets one
+CAREFUL_S = 1.0  # then it looks for them for so long, since each one met costs lock_timeout
 THROTTLE_S = 1.0  # how often people are shown what a rate holds back
 
 
@@ -97,6 +99,7 @@ class Dispatch:
         self._control_due = 0.0
         self._throttle_due = 0.0
         self._claimed_at = 0.0
+        self._careful_until = 0.0
         self._cut_short = False
         self._typical_chars = 1.0  # of a payload in the latest claim
         self.woken = threading.Event()
@@ -315,7 +318,7 @@ class Dispatch:
     def _claim(self, conn: Connection, takes: list[Take]) -> int:
         began = self._clock()
         try:
-            rows = claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
+            rows = self._claim_rows(conn, takes)
         except psycopg.Error:
             # If it was too large to end in time it would be again: ask for far fewer until a claim succeeds.
             self._typical_chars = max(16 * self._typical_chars, MAX_CLAIM_CHARS / 64)
@@ -330,6 +333,14 @@ class Dispatch:
             self._metrics.claim_size.observe(len(rows))
             self._hand_over(rows, claimed_at)
         return len(rows)
+
+    def _claim_rows(self, conn: Connection, takes: list[Take]) -> list[Claimed]:
+        if self._clock() >= self._careful_until and sum(one.take for one in takes) >= QUICK_CLAIM:
+            try:
+                return claims.claim_jobs(conn, takes, owner=self._replica, term=self._term, free_only=False)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                self._careful_until = self._clock() + CAREFUL_S
+        return claims.claim_jobs(conn, takes, owner=self._replica, term=self._term)
 
     def _hand_over(self, rows: list[Claimed], claimed_at: float) -> None:
         specs = {type: spec for type in {row.type for row in rows} if (spec := self._registry.get(type)) is not None}

@@ -17,6 +17,7 @@ from dispatcher.queries.lease import note_leader
 log = logging.getLogger("dispatcher.gauges")
 
 COUNT_EVERY_S = 15.0
+FIRST_COUNT_S = 5.0  # into a term: what waits is started first, and counted then
 FAILED_PAUSE_S = 600.0  # a count that runs into a time-out must not be asked again at once
 COST = 50  # times what a count took, at least
 NOTE_EVERY_S = 5.0  # so roughly is it known when a leader went
@@ -44,12 +45,15 @@ class Gauges:
         self._stop = stop
         self._clock = clock
         self._due = self._note_due = 0.0
+        self._seen_term: int | None = None
         self._conn: Connection | None = None
 
     def step(self) -> None:
         """Counts, and notes that this replica leads, if it is time; then pauses."""
         try:
             term = self._term()
+            if term != self._seen_term:
+                self._seen_term, self._note_due, self._due = term, 0.0, self._clock() + FIRST_COUNT_S
             if term is None:
                 self._forget()
             else:
@@ -101,5 +105,4 @@ class Gauges:
         if self._conn is not None:
             self._metrics.by_state.clear()
             self._metrics.oldest.clear()
-            self._due = self._note_due = 0.0
             self.close()

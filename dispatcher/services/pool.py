@@ -34,6 +34,7 @@ SAMPLE_S = 0.02
 GROWTH_S = 0.001  # and while jobs are so quick that few of them take less than this together, a rise is seen so soon
 QUICK_S = 0.0001  # of jobs quicker than this one thread runs as many as sixteen, which would only fight for the GIL
 NUDGE_S = 0.001
+_decode = json.JSONDecoder().raw_decode  # of text that PostgreSQL wrote: there is no space around it to look for
 
 
 class ThreadPool:
@@ -214,7 +215,7 @@ class ThreadPool:
 
 
 def _job(claimed: Claimed, spec: Executor) -> Job:
-    payload = json.loads(claimed.payload)
+    payload, _ = _decode(claimed.payload)
     if spec.payload is not None:
         payload = spec.payload.model_validate(payload)
     checkpoint = None if claimed.checkpoint is None else json.loads(claimed.checkpoint)

@@ -25,12 +25,14 @@ STAGES = ["no statistics", "200,000 rows, statistics of none", "a million rows, 
 
 # By which indexes of the job table each statement finds its rows.
 EXPECTED = {
-    "claim_jobs": {"job_lane", "job_pkey"},
+    "claim_jobs": {"job_lane"},
+    "claim_free_jobs": {"job_lane", "job_pkey"},
     "list_lanes": {"job_lane"},
     "share_lanes": {"job_lane"},
     "list_aged_lanes": {"job_lane"},
     "share_aged_lanes": {"job_lane"},
     "finish_jobs": {"job_pkey"},
+    "finish_plain_jobs": {"job_pkey"},
     "finish_free_jobs": {"job_pkey"},
     "reschedule_jobs": {"job_pkey"},
     "release_jobs": {"job_pkey"},
@@ -223,7 +225,7 @@ def test_batches_dependencies_and_marks_are_found_by_index(plans: Plans, stage: 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["claim_jobs", "share_lanes", "share_aged_lanes"])
+@pytest.mark.parametrize("name", ["claim_jobs", "claim_free_jobs", "share_lanes", "share_aged_lanes"])
 def test_a_lane_is_read_from_the_cursor_on_and_already_in_order(plans: Plans, stage: str, name: str) -> None:
     text = plans[stage, name]
     scan = text.index("using job_lane")
