@@ -78,10 +78,16 @@ def job(conn: psycopg.Connection[Any], id: int) -> dict[str, Any]:
 
 
 def claim(
-    conn: Connection, type: str = "quick", *, take: int = 1000, tenant: str = "", owner: int = OWNER
+    conn: Connection,
+    type: str = "quick",
+    *,
+    take: int = 1000,
+    tenant: str = "",
+    owner: int = OWNER,
+    free_only: bool = True,
 ) -> list[Claimed]:
     """Claims from one lane."""
-    return claims.claim_jobs(conn, [Take(Lane(type, tenant), take)], owner=owner, term=TERM)
+    return claims.claim_jobs(conn, [Take(Lane(type, tenant), take)], owner=owner, term=TERM, free_only=free_only)
 
 
 def execution(claimed: Claimed, outcome: Outcome | None = None, spec: Executor = QUICK) -> Execution:

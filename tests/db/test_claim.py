@@ -358,7 +358,8 @@ def test_given_back_job_that_somebody_canceled_is_canceled(conn: Connection, lea
 # Races.
 
 
-def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: Connection) -> None:
+@pytest.mark.parametrize("free_only", [True, False])
+def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: Connection, *, free_only: bool) -> None:
     """Whatever cancel answered is what became of the job: canceled and never claimed, or running and asked to stop."""
     ids = [enqueue(conn, "a") for _ in range(300)]
     answers: dict[int, str] = {}
@@ -376,10 +377,10 @@ def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: 
     go.wait()
     claimed: set[int] = set()
     while any(thread.is_alive() for thread in threads):
-        claimed |= {c.id for c in claim(lease, "a", take=7)}
+        claimed |= {c.id for c in claim(lease, "a", take=7, free_only=free_only)}
     for thread in threads:
         thread.join()
-    claimed |= {c.id for c in claim(lease, "a")}
+    claimed |= {c.id for c in claim(lease, "a", free_only=free_only)}
     assert claimed == {id for id, answer in answers.items() if answer == "running"}
     assert set(answers.values()) <= {"running", "canceled"}
     asked = {id for (id,) in conn.execute("select id from dispatcher.job where cancel_requested")}
@@ -387,7 +388,8 @@ def test_cancel_and_claim_exclude_each_other(dsn: str, conn: Connection, lease: 
     assert value(conn, "select count(*) from dispatcher.job where state = 'canceled'") == 300 - len(claimed)
 
 
-def test_two_claimers_never_share_a_job(dsn: str, conn: Connection) -> None:
+@pytest.mark.parametrize("free_only", [True, False])
+def test_two_claimers_never_share_a_job(dsn: str, conn: Connection, *, free_only: bool) -> None:
     """The lease forbids it; should it happen all the same, the rows do too."""
     publish(conn, A)
     conn.execute("select dispatcher.enqueue_many('a', array_fill('{}'::jsonb, array[600]))")
@@ -395,8 +397,8 @@ def test_two_claimers_never_share_a_job(dsn: str, conn: Connection) -> None:
 
     def work(n: int) -> None:
         with session(dsn) as own:
-            while rows := claim(own, "a", take=13, owner=n + 1):
-                got[n] += [row.id for row in rows]
+            while value(own, "select exists (select from dispatcher.job where state = 'pending')"):
+                got[n] += [row.id for row in claim(own, "a", take=13, owner=n + 1, free_only=free_only)]
 
     threads = [threading.Thread(target=work, args=(n,)) for n in (0, 1)]
     for thread in threads:
@@ -405,6 +407,67 @@ def test_two_claimers_never_share_a_job(dsn: str, conn: Connection) -> None:
         thread.join()
     assert len(got[0]) + len(got[1]) == len(set(got[0]) | set(got[1])) == 600
     assert unnamed(conn) == 0
+
+
+WHILE_IT_WAITS = {
+    "update dispatcher.job set priority = 5 where id = {}": True,
+    "select dispatcher.cancel({})": False,
+    "update dispatcher.job set state = 'scheduled', run_at = now() + interval '1 day' where id = {}": False,
+    "delete from dispatcher.job where id = {}": False,
+}
+
+
+@pytest.mark.parametrize("change", WHILE_IT_WAITS)
+def test_row_that_changes_while_a_claim_waits_for_it(
+    dsn: str, conn: Connection, lease: Connection, change: str
+) -> None:
+    """It is claimed as it is by then, or not at all if it is no longer pending."""
+    ids = [enqueue(conn, "a") for _ in range(3)]
+    lease.execute("set lock_timeout = '10s'")
+    claimed: list[int] = []
+
+    def wait_for_it() -> None:
+        claimed.extend(row.id for row in claim(lease, "a", free_only=False))
+
+    thread = threading.Thread(target=wait_for_it)
+    with psycopg.connect(dsn) as changing:
+        changing.execute(change.format(ids[1]).encode())
+        thread.start()
+        until(lambda: value(conn, "select count(*) from pg_locks where not granted"))
+        changing.commit()
+    thread.join()
+    claimed += [row.id for row in claim(lease, "a", free_only=False)]  # what it may have left for the next round
+    assert sorted(claimed) == (ids if WHILE_IT_WAITS[change] else [ids[0], ids[2]])
+    running = conn.execute("select id from dispatcher.job where state = 'running' and attempt = 1 order by id")
+    assert [id for (id,) in running] == sorted(claimed)
+
+
+def test_row_that_is_locked_costs_a_wait_once_in_a_while(
+    dsn: str, conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bool] = []
+
+    def noting(*args: Any, free_only: bool = True, **more: Any) -> Any:
+        waited.append(not free_only)
+        return claim_jobs(*args, free_only=free_only, **more)
+
+    claim_jobs = claims.claim_jobs
+    monkeypatch.setattr(claims, "claim_jobs", noting)
+    leading.pool.threads = 1000
+    ids = [enqueue(conn, "a") for _ in range(3)]
+    with open_transaction(dsn, f"select from dispatcher.job where id = {ids[0]} for update"):
+        assert leading.round() == ids[1:]
+        assert waited == [True, False]  # and what is free was claimed in the same round
+        for _ in range(2):
+            enqueue(conn, "a")
+            leading.dispatch.read_again()
+            leading.round()
+        assert waited == [True, False, False, False]
+        leading.now += dispatch_module.CAREFUL_S
+        enqueue(conn, "a")
+        leading.dispatch.read_again()
+        leading.round()
+        assert waited[4:] == [True, False]
 
 
 def test_uncommitted_claim_of_an_ended_session_is_no_claim(dsn: str, conn: Connection, lease: Connection) -> None:
