@@ -64,6 +64,8 @@ class InFlight:
         self._by_tenant: Counter[tuple[str, str]] = Counter()
         self._by_claim: Counter[int] = Counter()
         self._empty_claims: list[int] = []
+        self.doubted_claims: set[int] = set()
+        """Claims of which a job was let go although its row may still say that it runs here."""
         self.executing: dict[tuple[int, int], Execution] = {}
         """Executions whose thread is not back; written by the worker threads, one key each. By attempt: a job that was
         taken away may be given to this very process again while the thread of the older attempt is not back."""
@@ -77,8 +79,8 @@ class InFlight:
                 self._by_tenant[type, tenant] += count
                 self._by_claim[claim] += count
 
-    def remove(self, executions: Iterable[Execution]) -> None:
-        """Lets executions go whose rows are no longer running by us."""
+    def remove(self, executions: Iterable[Execution], *, doubted: bool = False) -> None:
+        """Lets executions go whose rows are no longer running by us; `doubted` where that is not certain."""
         with self._lock:
             known = [execution for execution in executions if self._all.pop(execution.key, None) is not None]
             for (type, tenant, claim), count in _tally(known):
@@ -87,6 +89,8 @@ class InFlight:
                 if not self._by_tenant[type, tenant]:
                     del self._by_tenant[type, tenant]  # there may be very many in the course of time
                 self._by_claim[claim] -= count
+                if doubted:
+                    self.doubted_claims.add(claim)
                 if not self._by_claim[claim]:
                     del self._by_claim[claim]
                     self._empty_claims.append(claim)

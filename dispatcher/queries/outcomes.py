@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -67,9 +67,10 @@ def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Att
     return set(rows.fetchall())
 
 
-def drop_claims(conn: Connection, claims: Sequence[int]) -> set[int]:
-    """Forgets lists of which no job runs any more; those it forgot."""
-    return {claim for (claim,) in conn.execute(statement("drop_claims"), {"claims": array(claims)})}
+def drop_claims(conn: Connection, claims: Sequence[int], *, doubted: Collection[int]) -> set[int]:
+    """Forgets lists of which no job runs any more, after a look at the jobs of those in doubt; those it forgot."""
+    params = {"claims": array(claims), "doubted": array([claim for claim in claims if claim in doubted])}
+    return {claim for (claim,) in conn.execute(statement("drop_claims"), params)}
 
 
 def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> set[Attempt]:

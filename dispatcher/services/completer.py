@@ -124,7 +124,8 @@ class Completer:
             return
         dropped: set[int] = set()
         try:
-            dropped = statements.drop_claims(conn, empty)
+            dropped = statements.drop_claims(conn, empty, doubted=self._inflight.doubted_claims)
+            self._inflight.doubted_claims -= dropped
         except psycopg.errors.LockNotAvailable:
             pass  # somebody's lock on the whole table: later
         finally:

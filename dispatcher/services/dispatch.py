@@ -242,7 +242,7 @@ class Dispatch:
         except psycopg.Error:
             # They may have been given back, so they must not run here; if not, the next session finds rows that nobody
             # here runs, and gives those back.
-            self._inflight.remove(waiting)
+            self._inflight.remove(waiting, doubted=True)
             raise
         self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
         gone = [execution for execution in waiting if execution.key in given_back]
