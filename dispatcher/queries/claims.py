@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from dispatcher.blocking import fetch
 from dispatcher.db import Connection
 from dispatcher.rules import Control, TypeTenant
 from dispatcher.sql import statement
@@ -119,8 +120,7 @@ def claim_jobs(
     Passes by rows that somebody holds locked; without free_only it waits for them up to lock_timeout, and is cheaper.
     """
     params = _columns(takes) | _untils(takes) | {"owner": owner, "term": term}
-    rows = conn.execute(statement("claim_free_jobs" if free_only else "claim_jobs"), params).fetchall()
-    return [Claimed._make(row) for row in rows]
+    return fetch(conn, "claim_free_jobs" if free_only else "claim_jobs", params, Claimed._make)
 
 
 def list_controls(conn: Connection) -> list[Control]:
