@@ -180,6 +180,11 @@ class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainF
         async with self._lock:
             conn = await self._connection()
             try:
+                return await ask_async(conn, query, prepare=query.often)
+            except connecting.UNPREPARED:
+                if conn.prepare_threshold is None:
+                    raise
+                conn.prepare_threshold = None
                 return await ask_async(conn, query)
             except connecting.UNDONE:  # as it may by the role's default isolation level, which is not ours
                 async with conn.transaction():
@@ -198,6 +203,8 @@ class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainF
             with connecting.explained():
                 self._conn = await psycopg.AsyncConnection.connect(**self._params)
             await self._conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)  # of transactions that we begin
+            if connecting.is_direct(self._conn, await ask_async(self._conn, connecting.BACKEND)):
+                self._conn.prepare_threshold = connecting.WHEN_ASKED
         return self._conn
 
     async def _drop(self) -> None:

@@ -199,6 +199,11 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
         with self._lock:
             conn = self._connection()
             try:
+                return ask(conn, query, prepare=query.often)
+            except connecting.UNPREPARED:
+                if conn.prepare_threshold is None:
+                    raise
+                conn.prepare_threshold = None
                 return ask(conn, query)
             except connecting.UNDONE:  # as it may by the role's default isolation level, which is not ours
                 with conn.transaction():
@@ -217,6 +222,8 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
             with connecting.explained():
                 self._conn = psycopg.connect(**self._params)
             self._conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # of transactions that we begin
+            if connecting.is_direct(self._conn, ask(self._conn, connecting.BACKEND)):
+                self._conn.prepare_threshold = connecting.WHEN_ASKED
         return self._conn
 
     def _drop(self) -> None:

@@ -19,7 +19,7 @@ MAX_ID = 2**63 - 1
 
 def enqueue_job(type: str, payload: str, options: str) -> Operation[tuple[int, bool]]:
     """The job's id, and whether it is new; `payload` and `options` are JSON texts."""
-    rows = yield Query("enqueue_job", {"type": type, "payload": payload, "options": options})
+    rows = yield Query("enqueue_job", {"type": type, "payload": payload, "options": options}, often=True)
     id, created = rows[0]
     return int(id), bool(created)
 

@@ -32,11 +32,13 @@ Rows: TypeAlias = list[TupleRow]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One statement of sql/queries. One that only `reads` may be sent again on another connection."""
+    """One statement of sql/queries. One that only `reads` may be sent again on another connection; one that is sent
+    `often` is prepared where the connection is ours and allows it."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
     reads: bool = False
+    often: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +51,19 @@ class Pause:
 Operation: TypeAlias = Generator[Query | Pause, Rows, T]
 
 
-def ask(conn: psycopg.Connection[Any], query: Query) -> Rows:
-    """Sends one statement; raises psycopg's errors."""
+def ask(conn: psycopg.Connection[Any], query: Query, *, prepare: bool | None = None) -> Rows:
+    """Sends one statement; raises psycopg's errors. `prepare` as psycopg has it: by default as the connection does."""
     # A cursor of our own, and binary results: the connection may be the caller's, with other row and cursor
     # factories, another DateStyle or another IntervalStyle.
     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
-    cursor.execute(statement(query.name), query.params, binary=True)
+    cursor.execute(statement(query.name), query.params, binary=True, prepare=prepare)
     return cursor.fetchall()
 
 
-async def ask_async(conn: psycopg.AsyncConnection[Any], query: Query) -> Rows:
+async def ask_async(conn: psycopg.AsyncConnection[Any], query: Query, *, prepare: bool | None = None) -> Rows:
     """The same for an async connection."""
     cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    await cursor.execute(statement(query.name), query.params, binary=True)
+    await cursor.execute(statement(query.name), query.params, binary=True, prepare=prepare)
     return await cursor.fetchall()
 
 

@@ -12,6 +12,8 @@ from dispatcher.executor import Executor
 from dispatcher.queries.replicas import publish_types
 
 MAX_BYTES = 1000
+UNNOTICED = "do $$ begin execute 'deallocate all'; end $$"
+"""Forgets a session's prepared statements so that psycopg does not see it."""
 
 
 class Row(BaseModel):

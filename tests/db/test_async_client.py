@@ -23,7 +23,7 @@ from dispatcher.errors import (
     WrongState,
 )
 from dispatcher.operations import CHUNK
-from tests.db.front_door import MAX_BYTES, count, end, publish
+from tests.db.front_door import MAX_BYTES, UNNOTICED, count, end, publish
 
 Body = Callable[[AsyncClient], Awaitable[None]]
 
@@ -144,6 +144,21 @@ def test_lost_connection_is_replaced(run: Callable[[Body], None], conn: psycopg.
 
     run(body)
     assert count(conn) == 2
+
+
+def test_a_prepared_statement_that_another_session_does_not_know_is_sent_unprepared(
+    run: Callable[[Body], None], conn: psycopg.Connection[Any]
+) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.enqueue("any")
+        assert client._conn is not None
+        await client._conn.execute(UNNOTICED)
+        for _ in range(2):
+            await client.enqueue("any")
+        assert client._conn.prepare_threshold is None
+
+    run(body)
+    assert count(conn) == 3
 
 
 def test_unreachable_server_is_one_line_without_the_password() -> None:

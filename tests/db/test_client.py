@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from dispatcher import Client, Registry, State
+from dispatcher import Client, Registry, State, connecting
 from dispatcher.errors import (
     DatabaseUnavailable,
     DispatcherError,
@@ -28,7 +28,7 @@ from dispatcher.errors import (
     WrongState,
 )
 from dispatcher.operations import CHUNK
-from tests.db.front_door import ANY, IMPORT, MAX_BYTES, Import, Row, count, end, publish
+from tests.db.front_door import ANY, IMPORT, MAX_BYTES, UNNOTICED, Import, Row, count, end, publish
 
 UNICODE = "äß 日本 🚀 \x01\x7f \u2028 \"quoted\" back\\slash \\u0000 'single' {brace, %s %(x)s\n\ttab"
 
@@ -371,7 +371,10 @@ def test_lost_connection_is_replaced(client: Client, conn: psycopg.Connection[An
     assert count(conn) == 2
 
 
-def test_nothing_stays_in_the_session_that_a_pooler_would_hand_to_another(client: Client) -> None:
+def test_nothing_stays_in_the_session_that_a_pooler_would_hand_to_another(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "is_direct", lambda *_: False)
     for _ in range(10):
         client.enqueue("any", priority=1, delay=1)
         client.enqueue_many("any", [{}] * 3)
@@ -380,6 +383,34 @@ def test_nothing_stays_in_the_session_that_a_pooler_would_hand_to_another(client
     assert client._conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
     changed = client._conn.execute("select name from pg_settings where source = 'session' and name <> 'search_path'")
     assert changed.fetchall() == []
+
+
+def test_what_is_sent_often_is_prepared_on_a_session_of_its_own(client: Client) -> None:
+    for _ in range(3):
+        client.enqueue("any")
+        client.list()
+    assert client._conn is not None
+    (prepared,) = client._conn.execute("select statement from pg_prepared_statements").fetchall()
+    assert "enqueue_unique" in prepared[0]
+
+
+def test_a_prepared_statement_that_another_session_does_not_know_is_sent_unprepared(client: Client) -> None:
+    """A pooler that was not noticed gives now this session, now that."""
+    first = client.enqueue("any")
+    assert client._conn is not None
+    client._conn.execute(UNNOTICED)
+    assert [client.enqueue("any") for _ in range(2)] == [first + 1, first + 2]
+    assert client._conn.prepare_threshold is None
+
+
+def test_a_prepared_statement_survives_a_migration(client: Client, conn: psycopg.Connection[Any]) -> None:
+    client.enqueue("any")
+    conn.execute(
+        "drop function dispatcher.enqueue_unique;"
+        " create function dispatcher.enqueue_unique(text, jsonb, jsonb, out id integer, out created boolean)"
+        " language sql return (7, true)"
+    )
+    assert client.enqueue("any") == 7
 
 
 def test_threads_share_one_client(client: Client, conn: psycopg.Connection[Any]) -> None:
