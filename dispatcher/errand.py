@@ -12,6 +12,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.metrics import Metrics
 
 STANDBY_S = 60.0
+SOON_S = 0.003
 RETRY_S = 1.0  # after an error: a database in trouble is not asked at once again
 _log = logging.getLogger("dispatcher.errand")
 
@@ -32,6 +33,7 @@ class Errand:
         self._metrics = metrics
         self._stop = stop
         self._woken = threading.Event()
+        self._soon = False
         self._conn: Connection | None = None
 
     def work(self, conn: Connection) -> float:
@@ -42,8 +44,16 @@ class Errand:
         """There may be something to do, or this replica has come to lead. Any thread."""
         self._woken.set()
 
+    def wake_soon(self) -> None:
+        """The same in a moment: what was enqueued is claimed first, and many notifications cost one look."""
+        self._soon = True
+        self._woken.set()
+
     def step(self) -> None:
         """Does what there is to do, then waits to be woken, or until there may be more."""
+        if self._soon:
+            self._soon = False
+            self._stop.wait(SOON_S)
         self._woken.clear()
         pause_s = STANDBY_S
         if self._leading():

@@ -330,8 +330,7 @@ class Replica:
         match word:
             case "":
                 self._dispatch.heard()
-                self._stager.wake()
-                self._linker.wake()
+                self._stager.wake_soon()  # which looks for marks as well
             case "schedules":
                 self._scheduler.wake()
             case "control":
