@@ -16,7 +16,7 @@ from dispatcher.capacity import Capacity
 from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.queries import claims
-from dispatcher.queries.claims import Claimed, Cursor, FoundLane, Lane, Take
+from dispatcher.queries.claims import START, Claimed, Cursor, FoundLane, Lane, Take
 from dispatcher.turns import Turns
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
@@ -39,6 +39,7 @@ class Lanes:
         self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._foreign: set[str] = set()  # types with jobs that have no executor here
+        self._nothing_waits = False  # by the latest reading
         self._turn = 0
         self._queued: dict[Lane, int] = {}  # the turn at which each lane last went to the end of the queue
         self._read_again_at = 0.0
@@ -49,6 +50,7 @@ class Lanes:
         """Forgets everything."""
         self._lanes = Turns()
         self._heads.clear()
+        self._nothing_waits = False
         self.held = {}
         self._read_again_at = 0.0
 
@@ -86,8 +88,20 @@ class Lanes:
             self._lanes.put(one.lane, one.start, math.floor(one.head[0]))
         self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
         self._types = {one.lane.type for one in found}
+        self._nothing_waits = not found
         took = self._clock() - began
         self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
+
+    def suppose(self, type: str) -> bool:
+        """Takes it that this type has a job without a tenant, as somebody said: True if it may be claimed unseen.
+
+        Only if nothing waited at the latest reading, since otherwise it might not be that job's turn.
+        """
+        if not self._nothing_waits or self._lanes or self._aging_s is not None or self._registry.get(type) is None:
+            return False
+        self._lanes.put(Lane(type, ""), START, 0)
+        self._types = {type}
+        return True
 
     def takes(self, conn: Connection, *, room: int, threads: int) -> list[Take]:
         """What to claim of which lane; empty where no lane has a job that may run.

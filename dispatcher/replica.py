@@ -329,7 +329,7 @@ class Replica:
         word, _, rest = payload.partition(" ")
         match word:
             case "":
-                self._dispatch.heard()
+                self._dispatch.heard(rest or None)
                 self._stager.wake_soon()  # which looks for marks as well
             case "schedules":
                 self._scheduler.wake()

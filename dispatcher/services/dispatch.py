@@ -95,6 +95,7 @@ class Dispatch:
         self._term = 0
         self._leading = False
         self._news = False  # somebody enqueued, or may have
+        self._hint: str | None = None  # of which type
         self._recount_due = 0.0
         self._control_due = 0.0
         self._throttle_due = 0.0
@@ -140,8 +141,9 @@ class Dispatch:
         for gauge in (self._metrics.limit, self._metrics.rate, self._metrics.paused):
             gauge.clear()
 
-    def heard(self) -> None:
-        """Somebody enqueued, or a slot became free elsewhere. Any thread."""
+    def heard(self, type: str | None = None) -> None:
+        """Somebody enqueued, a job of `type` perhaps, or a slot became free elsewhere. Any thread."""
+        self._hint = type
         self._news = True
         self._recount_due = 0.0
         self.woken.set()
@@ -161,9 +163,12 @@ class Dispatch:
         """One round; returns how many jobs it claimed."""
         now = self._clock()
         self.looked_everywhere = self.busy = self._cut_short = False
+        supposed = False
         if self._news:
             self._news = False  # before the look: what is told from now on is looked at again
+            hint, self._hint = self._hint, None
             self._lanes.read_again()
+            supposed = hint is not None and self._lanes.suppose(hint)
         if now >= self._control_due:
             self._read_controls(conn)
         if self._capacity.shared and now >= self._recount_due:
@@ -171,7 +176,7 @@ class Dispatch:
         room = self.room()
         if room <= 0:
             return 0
-        self.looked_everywhere = self._lanes.due()
+        self.looked_everywhere = self._lanes.due() and not supposed
         if self.looked_everywhere:
             self._lanes.read(conn)
         # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.

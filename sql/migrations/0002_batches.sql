@@ -62,16 +62,24 @@ when ((new.parent_id is not null or new.followed)
       and old.state not in ('succeeded', 'partial', 'failed', 'canceled'))
 execute function dispatcher.mark_ended();
 
--- Notifies each leader, unless it is awake and will look by itself.
-create function dispatcher.wake_leaders() returns void
+-- Notifies each leader, unless it is awake and will look by itself. A hint, behind a space, names a type that has a job without
+-- a tenant: so a leader that has nothing else to do can claim it before it looks around.
+create function dispatcher.wake_leaders(hint text default '') returns void
 language plpgsql as $$
 begin
-    perform pg_notify('dispatcher_' || l.number, '') from dispatcher.lease l
+    perform pg_notify('dispatcher_' || l.number, hint) from dispatcher.lease l
     where case when pg_try_advisory_xact_lock_shared(dispatcher.doze_lock(), l.number)
           then pg_try_advisory_xact_lock_shared(dispatcher.awake_lock(), l.number) else true end;
 end $$;
 
 create or replace function dispatcher.signal() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform dispatcher.wake_leaders(case when new.state = 'pending' and new.tenant = '' then ' ' || new.type else '' end);
+    return null;
+end $$;
+
+create function dispatcher.signal_marks() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform dispatcher.wake_leaders();
@@ -82,7 +90,7 @@ create constraint trigger signal after insert on dispatcher.follow_up
 deferrable initially deferred for each row
 when (current_setting('dispatcher.signaled', true) is distinct from '1'
       and set_config('dispatcher.signaled', '1', true) = '1')
-execute function dispatcher.signal();
+execute function dispatcher.signal_marks();
 
 -- What refers to a job goes with it. Nobody waits for ever for a job that was deleted: in its batch it counts as canceled.
 create function dispatcher.tidy() returns trigger

@@ -192,6 +192,69 @@ def running(conn: Connection) -> Counter[str]:
     return Counter(type for (type,) in conn.execute("select type from dispatcher.job where state = 'running'"))
 
 
+# A hint: the notification names the type.
+
+
+def looks(leading: Leading, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Notes each look for lanes."""
+    seen: list[bool] = []
+    list_lanes = claims.list_lanes
+
+    def noting(*args: Any) -> Any:
+        seen.append(True)
+        return list_lanes(*args)
+
+    monkeypatch.setattr(claims, "list_lanes", noting)
+    return seen
+
+
+def test_named_type_is_claimed_before_a_look_and_looked_at_afterwards(
+    conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert leading.rounds() == []
+    seen = looks(leading, monkeypatch)
+    ids = [enqueue(conn, "a"), enqueue(conn, "b"), enqueue(conn, "a", tenant="t")]
+    leading.dispatch.heard("a")
+    assert leading.round() == ids[:1]
+    assert not leading.dispatch.looked_everywhere
+    assert not seen
+    assert sorted(leading.rounds()) == ids[1:]
+    assert seen
+
+
+@pytest.mark.parametrize("hint", ["stranger", "limited", "b"])
+def test_hint_is_not_believed_against_the_rules(conn: Connection, leading: Leading, hint: str) -> None:
+    publish(conn, Executor("stranger", nothing, "tests.stranger"))
+    conn.execute("select dispatcher.pause('b')")
+    running = [enqueue(conn, "limited") for _ in range(3)]
+    leading.dispatch.heard_control()
+    assert leading.rounds() == running
+    enqueue(conn, hint)
+    other = enqueue(conn, "a")
+    leading.dispatch.heard(hint)
+    assert leading.rounds() == [other]
+
+
+def test_hint_never_comes_before_what_waited_already(conn: Connection, leading: Leading) -> None:
+    """Neither in a term's first round, nor while the leader knows of more than it has threads for."""
+    leading.pool.threads = 1
+    urgent = [enqueue(conn, "a", priority=-1) for _ in range(3)]
+    late = enqueue(conn, "b")
+    for id in urgent:
+        leading.dispatch.heard("b")
+        assert leading.rounds() == [id]
+        leading.end([id])
+    leading.dispatch.heard("b")
+    assert leading.rounds() == [late]
+
+
+def test_hint_that_is_not_true_costs_nothing(conn: Connection, leading: Leading) -> None:
+    assert leading.rounds() == []
+    id = enqueue(conn, "b", tenant="t")
+    leading.dispatch.heard("a")
+    assert leading.rounds() == [id]
+
+
 def test_limit_of_a_type_holds_over_its_tenants(conn: Connection, leading: Leading) -> None:
     for tenant in "uvwxyz":
         for _ in range(3):

@@ -54,6 +54,18 @@ def listening(dsn: str) -> Iterator[Connection]:
         yield own
 
 
+@pytest.mark.parametrize(
+    ("options", "payload"), [({}, " a"), ({"tenant": "t"}, ""), ({"delay": 60}, ""), ({"priority": 5}, " a")]
+)
+def test_notification_names_the_type_that_can_be_claimed_at_once(
+    conn: Connection, listening: Connection, options: dict[str, Any], payload: str
+) -> None:
+    """Not the tenant, which anybody who may connect could read."""
+    publish(conn, A)
+    enqueue(conn, "a", **options)
+    assert [one.payload for one in listening.notifies(timeout=2, stop_after=1)] == [payload]
+
+
 def test_awake_leader_is_not_notified_and_a_sleeping_one_is(
     conn: Connection, leader: Connection, listening: Connection
 ) -> None:
