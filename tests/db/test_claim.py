@@ -185,13 +185,6 @@ def test_next_term_begins_without_cursors(conn: Connection, leading: Leading) ->
     assert terms == [TERM, TERM + 1]
 
 
-# Limits.
-
-
-def running(conn: Connection) -> Counter[str]:
-    return Counter(type for (type,) in conn.execute("select type from dispatcher.job where state = 'running'"))
-
-
 # A hint: the notification names the type.
 
 
@@ -253,6 +246,13 @@ def test_hint_that_is_not_true_costs_nothing(conn: Connection, leading: Leading)
     id = enqueue(conn, "b", tenant="t")
     leading.dispatch.heard("a")
     assert leading.rounds() == [id]
+
+
+# Limits.
+
+
+def running(conn: Connection) -> Counter[str]:
+    return Counter(type for (type,) in conn.execute("select type from dispatcher.job where state = 'running'"))
 
 
 def test_limit_of_a_type_holds_over_its_tenants(conn: Connection, leading: Leading) -> None:
