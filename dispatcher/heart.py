@@ -72,6 +72,7 @@ class Heart:
         self._resign_term: int | None = None
         self._look_at_own = False
         self._look_for_cancels = False
+        self._prepared = False  # this session for leading
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
 
@@ -163,7 +164,7 @@ class Heart:
         if lease.conn is None:
             if not lease.connect():
                 return
-            self._look_at_own = True
+            self._look_at_own, self._prepared = True, False
         if lease.beat() or self._look_for_cancels:
             self._find_canceled()
         if self.idle:
@@ -179,16 +180,23 @@ class Heart:
             self._drain(conn)
         elif lease.term is not None:
             self._lead(conn)
-        elif time.monotonic() < self._contend_from:
-            self._wait(self._heartbeat_s)
-        elif lease.contend():
-            self._begin()
+        else:
+            self._contend()
 
     def _find_canceled(self) -> None:
         conn, self._look_for_cancels = self._lease.conn, False
         ids = [execution.claimed.id for execution in self._inflight.snapshot() if execution.outcome is None]
         if conn is not None and ids:
             self._canceled(outcomes.list_canceled(conn, self._replica, ids))
+
+    def _contend(self) -> None:
+        if time.monotonic() < self._contend_from:
+            self._wait(self._heartbeat_s)
+        elif self._lease.contend():
+            self._begin()
+        elif not self._prepared and self._lease.conn is not None:
+            self._dispatch.prepare(self._lease.conn)
+            self._prepared = True
 
     def _begin(self) -> None:
         conn, term = self._lease.conn, self._lease.term

@@ -298,9 +298,9 @@ class Replica:
         return connect_session(self._dsn, name=f"dispatcher lease {self.id}", limits=limits)
 
     def _on_term(self) -> None:
-        self._stager.wake()
-        self._linker.wake()
-        self._scheduler.wake()
+        self._stager.wake_soon()
+        self._linker.wake_soon()
+        self._scheduler.wake_soon()
         self._rescuer.wake()
 
     def _on_settled(self, conn: Connection, rescheduled: bool, marked: bool) -> None:

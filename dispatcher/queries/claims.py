@@ -123,6 +123,17 @@ def claim_jobs(
     return fetch(conn, "claim_free_jobs" if free_only else "claim_jobs", params, Claimed._make)
 
 
+def prepare(conn: Connection, owner: int) -> None:
+    """Runs the statements with which a term begins so that they find nothing to do."""
+    list_controls(conn)
+    count_running(conn, owner)
+    conn.execute(
+        statement("list_lanes"), {"after_type": "", "after_tenant": "", "skipped": list[str](), "most": 0}
+    ).fetchall()
+    for free_only in (True, False):
+        claim_jobs(conn, [], owner=owner, term=0, free_only=free_only)
+
+
 def list_controls(conn: Connection) -> list[Control]:
     """What operators said about types."""
     return [Control._make(row) for row in conn.execute(statement("list_controls"))]

@@ -98,6 +98,7 @@ class Dispatch:
         self._hint: str | None = None  # of which type
         self._recount_due = 0.0
         self._control_due = 0.0
+        self._bounds_noted = False
         self._throttle_due = 0.0
         self._claimed_at = 0.0
         self._careful_until = 0.0
@@ -124,6 +125,10 @@ class Dispatch:
     def set_unknown(self, running: Mapping[TypeTenant, int]) -> None:
         """Rows that say they run here although nothing does, and that could not be given back yet."""
         self._capacity.set_unknown(running)
+
+    def prepare(self, conn: Connection) -> None:
+        """Has the server plan what a term begins with: a stand-by has the time, and a leader's first claim has not."""
+        claims.prepare(conn, self._replica)
 
     def begin(self, conn: Connection, term: int) -> None:
         """Starts a term: forgets everything, reads what operators say, counts what runs elsewhere from the rows."""
@@ -188,6 +193,8 @@ class Dispatch:
             if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
                 self.looked_everywhere, self._cut_short = False, True
                 break
+        if not self._bounds_noted:  # for people, hence not before a term's first claim
+            self._note_bounds(conn)
         if self._lanes.held and now >= self._throttle_due:
             self._throttle_due = now + THROTTLE_S
             claims.note_throttle(conn, {type: max(wait, 2 * THROTTLE_S) for type, wait in self._lanes.held.items()})
@@ -302,6 +309,10 @@ class Dispatch:
                 self._show_rules()
             self._lanes.read_again()
             self.return_waiting(conn)  # what was claimed ahead by other rules
+        self._bounds_noted = False
+
+    def _note_bounds(self, conn: Connection) -> None:
+        self._bounds_noted = True
         claims.note_bounds(
             conn,
             lease=self._lease_number,

@@ -28,6 +28,8 @@ from dispatcher.retry import RetryPolicy
 
 log = logging.getLogger("dispatcher.rescuer")
 
+FIRST_CLAIM_S = 0.005  # into a term: what waits is started before we look for what ran
+
 
 class Rescuer:
     """Observes the replicas of one lease; rescues while `leading`."""
@@ -82,7 +84,8 @@ class Rescuer:
             log.warning("the rescuer's session is lost: %s", first_line(exc))
             self.close()
         # While somebody is missing and we lead, a proof of death may come any moment.
-        self._woken.wait(min(0.1, self._every_s) if self._absent and self._leading() else self._every_s)
+        if self._woken.wait(min(0.1, self._every_s) if self._absent and self._leading() else self._every_s):
+            self._stop.wait(FIRST_CLAIM_S)
 
     def look(self) -> None:
         """Notes who is absent since when; rescues from those that are gone."""
