@@ -1,6 +1,7 @@
-"""A hot statement whose answer is large, by libpq's own blocking call.
+"""A statement by libpq's own blocking call: one whose answer is large, or is long in coming.
 
-psycopg takes the GIL again for each packet that arrives; among busy threads each time costs up to a switch interval.
+psycopg takes the GIL again for each packet that arrives, and ten times a second while it waits; among busy threads each
+time costs up to a switch interval.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from dispatcher.blocking import fetch
 from dispatcher.db import Connection
 from dispatcher.sql import statement
 
@@ -29,9 +30,8 @@ def ensure_lease(conn: Connection, name: str) -> int:
 
 def wait_lease(conn: Connection, lease: int, wait_ms: int) -> tuple[bool, Holder | None]:
     """Waits for the lease inside the server; whether this session holds it, and who does if not."""
-    row = conn.execute(statement("wait_lease"), {"lease": lease, "wait_ms": wait_ms}).fetchone()
-    assert row is not None
-    held, pid, start, state, change = row
+    # psycopg would wake up ten times a second to see whether there was a Ctrl-C.
+    ((held, pid, start, state, change),) = fetch(conn, "wait_lease", {"lease": lease, "wait_ms": wait_ms}, tuple)
     return bool(held), None if held or pid is None else Holder(pid, start, state, change)
 
 
