@@ -16,16 +16,18 @@ import psycopg
 
 from dispatcher import DispatcherError, __version__
 from dispatcher.embedded import EmbeddedPostgres
-from tests.bench.scenarios import SCENARIOS, Measures, Size
-from tests.bench.stage import BenchFailed, stage
+from tests.bench.scenarios import SCENARIOS
+from tests.bench.scenarios.measures import Measures, Size
+from tests.bench.stage import BenchFailed
 
 SERVER = {"shared_buffers": "1GB"}  # all else as PostgreSQL comes, durable
+LONG = ("growth", "failover", "memory")  # take minutes: measured if they are named
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the bench; the exit status."""
     options = _parse(arguments)
-    size = replace(Size(), jobs=options.jobs)
+    size = replace(Size(), jobs=options.jobs, load_s=options.load_s)
     try:
         with _server(options.dsn) as dsn:
             versions = _versions(dsn)
@@ -45,9 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def play(name: str, dsn: str, size: Size) -> Measures:
-    """One round of a scenario, in a database of its own."""
-    with stage(dsn) as own:
-        return SCENARIOS[name](own, size)
+    """One round of a scenario."""
+    return SCENARIOS[name](dsn, size)
 
 
 def summarize(name: str, rounds: list[Measures]) -> Iterator[dict[str, object]]:
@@ -68,8 +69,15 @@ def summarize(name: str, rounds: list[Measures]) -> Iterator[dict[str, object]]:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures throughput and latency.")
     parser.add_argument("--jobs", type=_positive, default=Size().jobs, help="jobs to drain and to enqueue")
+    parser.add_argument("--load-s", type=_positive, default=60, help="how long the load of the scenario memory lasts")
     parser.add_argument("--rounds", type=_positive, default=3, help="the median of so many is told")
-    parser.add_argument("--only", type=_names, default=list(SCENARIOS), metavar="NAME,...", help=", ".join(SCENARIOS))
+    parser.add_argument(
+        "--only",
+        type=_names,
+        default=[n for n in SCENARIOS if n not in LONG],
+        metavar="NAME,...",
+        help=f"of {', '.join(SCENARIOS)}; without it, all but {', '.join(LONG)}",
+    )
     parser.add_argument(
         "--dsn", help="a server to measure instead of one of our own; databases are made and dropped in it"
     )

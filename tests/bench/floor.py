@@ -5,6 +5,7 @@ No client, no network, no limits, no lanes: what is built on such a table can ha
 
 from __future__ import annotations
 
+import json
 import time
 
 import psycopg
@@ -22,7 +23,7 @@ create table floor_job (
     payload jsonb not null, result jsonb
 ) with (fillfactor = 50);
 create index floor_lane on floor_job (type, tenant, priority, id) where pending;
-create procedure floor_drain(batch integer) language plpgsql as $$
+create procedure floor_drain(batch integer, outcome jsonb) language plpgsql as $$
 declare
     taken bigint[];
 begin
@@ -38,26 +39,33 @@ begin
         select array_agg(id) into taken from claimed;
         commit;
         exit when taken is null;
-        update floor_job set state = 'succeeded', finished_at = now() where id = any (taken) and state = 'running';
+        update floor_job set state = 'succeeded', finished_at = now(), result = outcome
+        where id = any (taken) and state = 'running';
         commit;
     end loop;
 end $$
 """
 _FILL = """
-insert into floor_job (type, payload) select 'bench.noop', jsonb_build_object('n', n) from generate_series(1, %s) n
+insert into floor_job (type, payload)
+select 'bench.noop', case when %(padding)s = 0 then jsonb_build_object('n', n)
+    else jsonb_build_object('n', n, 'padding',
+        (select string_agg(md5(n::text || '.' || i), '') from generate_series(1, %(padding)s / 32) i)) end
+from generate_series(1, %(jobs)s) n
 """
 _LEFT = "select count(*) from floor_job where state <> 'succeeded' or attempt <> 1"
 
 
-def drain_floor(dsn: str, jobs: int) -> float:
-    """Jobs a second."""
+def drain_floor(dsn: str, jobs: int, *, padding: int = 0, result: int = 0) -> float:
+    """Jobs a second, with so many characters in each payload and each result."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):  # as the daemon's own sessions
             conn.execute("select set_config(%s, 'off', false)", [setting])
         conn.execute(_SETUP)
-        conn.execute(_FILL, [jobs])
+        conn.execute(_FILL, {"jobs": jobs, "padding": padding})
+        outcome = json.dumps({"text": "0" * result}) if result else None
+        conn.execute("checkpoint")
         began = time.monotonic()
-        conn.execute("call floor_drain(%s)", [BATCH])
+        conn.execute("call floor_drain(%s, %s)", [BATCH, outcome])
         took = time.monotonic() - began
         row = conn.execute(_LEFT).fetchone()
     assert row == (0,), "the floor left jobs undone"

@@ -5,16 +5,28 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 
 from dispatcher import Context, Job, executor
 
 NOOP = "bench.noop"
+QUIET = "bench.quiet"
+SLEEP = "bench.sleep"
+RESULT = "bench.result"
+LIMITED = "bench.limited"
 MARK = "bench.mark"
+MANY = "bench.many-"
 RUNS = "BENCH_RUNS"  # the file where this process notes what it ran
-LAST = "BENCH_JOBS"  # after so many no-ops the drain is over
+LAST = "BENCH_JOBS"  # after so many jobs the drain is over
+TYPES = "BENCH_TYPES"  # so many more types, named bench.many-0 and so on
 
 _ran: list[int] = []
+_running: Counter[str] = Counter()
+_most: Counter[str] = Counter()
+_lock = threading.Lock()
 
 
 @executor(NOOP)
@@ -25,11 +37,54 @@ def noop(job: Job, ctx: Context) -> None:
         note(f"{'first' if len(_ran) == 1 else 'last'} {time.monotonic()}")
 
 
+@executor(QUIET)
+def quiet(job: Job, ctx: Context) -> None:
+    """Does nothing and notes nothing: for a load of hours."""
+
+
+@executor(SLEEP)
+def sleep(job: Job, ctx: Context) -> None:
+    """Waits for a millisecond, as for a network."""
+    time.sleep(0.001)
+    noop(job, ctx)
+
+
+@executor(RESULT)
+def result(job: Job, ctx: Context) -> dict[str, str]:
+    """Leaves a result of 1 kB."""
+    noop(job, ctx)
+    return {"text": f"{job.id:01000}"}
+
+
+@executor(LIMITED, limit=3)
+def limited(job: Job, ctx: Context) -> None:
+    """Notes how many of its kind run at once."""
+    with _lock:
+        _running[LIMITED] += 1
+        _most[LIMITED] = max(_most[LIMITED], _running[LIMITED])
+    noop(job, ctx)
+    with _lock:
+        _running[LIMITED] -= 1
+
+
 @executor(MARK)
 def mark(job: Job, ctx: Context) -> None:
     """Notes when its first line runs."""
     at = time.monotonic()
     note(f"{job.payload['n']} {at}")
+
+
+def one_of_many() -> Callable[[Job, Context], None]:
+    """As noop, for one of very many types: an executor is declared on a function of its own."""
+
+    def run(job: Job, ctx: Context) -> None:
+        noop(job, ctx)
+
+    return run
+
+
+for _number in range(int(os.environ.get(TYPES, "0"))):
+    globals()[f"many_{_number}"] = executor(f"{MANY}{_number}")(one_of_many())
 
 
 def note(line: str) -> None:
@@ -49,6 +104,8 @@ def _milestones() -> tuple[int, int]:
 
 @atexit.register
 def _tell() -> None:
-    """What ran, for the check that each ran once: at the end, as it is not what is measured."""
+    """What ran, for the checks: at the end, as it is not what is measured."""
     if _ran:
         note("ran " + ",".join(map(str, _ran)))
+    for kind, most in _most.items():
+        note(f"most {kind}={most}")

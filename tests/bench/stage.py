@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from psycopg import conninfo, sql
 
 from dispatcher import Client, Registry, migrate
 from dispatcher.db import connect
+from dispatcher.executor import Executor
 from dispatcher.queries.replicas import publish_types
 from tests.bench import jobs
 
@@ -42,10 +43,19 @@ class Stage:
         self._log = folder / "replicas.log"
         self._replicas: list[subprocess.Popen[bytes]] = []
 
+    def environment(self) -> dict[str, str]:
+        """That of a program of ours: this database, the bench's executors, no setting of whoever runs the bench."""
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(("DISPATCHER_", "PG")) and n != "DATABASE_URL"}
+        return kept | {
+            "DISPATCHER_DSN": self.dsn,
+            "DISPATCHER_METRICS_PORT": "0",
+            "DISPATCHER_EXECUTORS": jobs.__name__,
+            "RUNTIME_DIRECTORY": str(self._log.parent),
+            jobs.RUNS: str(self._runs),
+        }
+
     def start_replica(self, **env: str) -> subprocess.Popen[bytes]:
         """A replica with all settings at their defaults, but for its port."""
-        kept = {n: v for n, v in os.environ.items() if not n.startswith(("DISPATCHER_", "PG")) and n != "DATABASE_URL"}
-        own = {"DISPATCHER_DSN": self.dsn, "DISPATCHER_METRICS_PORT": "0", "DISPATCHER_EXECUTORS": jobs.__name__}
         with self._log.open("ab") as output:
             replica = subprocess.Popen(
                 [sys.executable, "-m", "dispatcher", "run"],
@@ -53,7 +63,7 @@ class Stage:
                 stdout=output,
                 stderr=output,
                 cwd=ROOT,
-                env={**kept, **own, jobs.RUNS: str(self._runs), "RUNTIME_DIRECTORY": str(self._log.parent), **env},
+                env={**self.environment(), **env},
                 start_new_session=True,
             )
         self._replicas.append(replica)
@@ -80,16 +90,27 @@ class Stage:
 
     def notes(self) -> list[list[str]]:
         """What the executors noted, each line as words."""
-        if not self._runs.exists():
-            return []
-        return [line.split() for line in self._runs.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [line.split() for line in self._lines()]
+
+    def noted(self, word: str) -> list[str]:
+        """What followed this word in each line that began with it."""
+        return [rest for first, _, rest in (line.partition(" ") for line in self._lines()) if first == word]
 
     def ask(self, query: str, *params: object) -> object:
         """The one value that a query of the bench answers."""
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            row = conn.execute(query.encode(), params).fetchone()
+            row = conn.execute(query.encode(), params or None).fetchone()
         assert row is not None
         return row[0]
+
+    def do(self, query: str, **params: object) -> None:
+        """Something that the bench does to the database beforehand."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            conn.execute(query.encode(), params or None)
+
+    def wal_bytes(self) -> int:
+        """How much the server has written to its log so far."""
+        return int(str(self.ask("select pg_current_wal_insert_lsn() - '0/0'")))
 
     def until(self, what: str, look: Callable[[], T | None]) -> T:
         """What `look` answers once it is true."""
@@ -110,22 +131,26 @@ class Stage:
                 replica.kill()
             replica.wait()
 
+    def _lines(self) -> list[str]:
+        if not self._runs.exists():
+            return []
+        return [line[:-1] for line in self._runs.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
         return " / ".join(lines) or "it said nothing"
 
 
 @contextmanager
-def stage(server_dsn: str) -> Iterator[Stage]:
-    """A stage in a new database of the server; the role must be allowed to create one."""
+def stage(server_dsn: str, env: Mapping[str, str] | None = None) -> Iterator[Stage]:
+    """A stage in a new database of the server; the role must be allowed to create one. `env` is as its replicas' is."""
     name = f"dispatcher_bench_{secrets.token_hex(4)}"
     dsn = conninfo.make_conninfo(server_dsn, dbname=name)
     _administer(server_dsn, sql.SQL("create database {}").format(sql.Identifier(name)))
     try:
         migrate.migrate(dsn)
         with connect(dsn) as conn:  # as a replica does at its start
-            registry = Registry.load([jobs.__name__])
-            publish_types(conn, registry, limits={}, timeout_s=900.0, max_payload_bytes=1 << 20)
+            publish_types(conn, _registry(env or {}), limits={}, timeout_s=900.0, max_payload_bytes=1 << 20)
         with tempfile.TemporaryDirectory(prefix="dispatcher-bench-") as folder:
             made = Stage(dsn, Path(folder))
             try:
@@ -134,6 +159,13 @@ def stage(server_dsn: str) -> Iterator[Stage]:
                 made.close()
     finally:
         _administer(server_dsn, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def _registry(env: Mapping[str, str]) -> Registry:
+    registry = Registry.load([jobs.__name__])
+    for number in range(int(env.get(jobs.TYPES, "0"))):
+        registry.add(Executor(f"{jobs.MANY}{number}", jobs.one_of_many(), jobs.__name__))
+    return registry
 
 
 def _administer(dsn: str, statement: sql.Composed) -> None:

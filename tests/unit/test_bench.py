@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench.__main__ import main
-from tests.bench.scenarios import percentile
+from tests.bench.scenarios.measures import percentile
 
 
 def test_percentile_is_a_value_that_was_measured() -> None:
