@@ -18,7 +18,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system bench format build clean
+.PHONY: help venv demo check test test-system bench bench-peers format build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -72,6 +72,9 @@ test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 
 bench: $(READY)  ## measure throughput and latency
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: $(READY)  ## measure other job queues beside this one
+	@$(BIN)/python -m tests.bench.peers $(ARGS)
 
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .
