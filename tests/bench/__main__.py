@@ -15,12 +15,18 @@ from dataclasses import replace
 import psycopg
 
 from dispatcher import DispatcherError, __version__
-from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.embedded import EmbeddedPostgres, find_binaries
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Measures, Size
 from tests.bench.stage import BenchFailed
 
 SERVER = {"shared_buffers": "1GB"}  # all else as PostgreSQL comes, durable
+# At rest, since it has a cost; the scenario that counts statements wakes it in its own database.
+STATEMENTS = {
+    "shared_preload_libraries": "pg_stat_statements",
+    "compute_query_id": "off",
+    "pg_stat_statements.track": "none",
+}
 LONG = ("growth", "failover", "memory")  # take minutes: measured if they are named
 
 
@@ -102,8 +108,13 @@ def _server(dsn: str | None) -> Iterator[str]:
     if dsn is not None:
         yield dsn
         return
-    with EmbeddedPostgres(options=SERVER) as server:
+    with EmbeddedPostgres(options=SERVER | (STATEMENTS if _can_count_statements() else {})) as server:
         yield server.dsn
+
+
+def _can_count_statements() -> bool:
+    root = find_binaries().parent
+    return any((*root.glob("lib/pg_stat_statements.*"), *root.glob("lib/postgresql/pg_stat_statements.*")))
 
 
 def _versions(dsn: str) -> dict[str, object]:
