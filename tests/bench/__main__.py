@@ -110,11 +110,12 @@ def server(dsn: str | None) -> Iterator[str]:
     if dsn is not None:
         yield dsn
         return
-    with EmbeddedPostgres(options=SERVER | (STATEMENTS if _can_count_statements() else {})) as own:
+    with EmbeddedPostgres(options=SERVER | (STATEMENTS if can_count_statements() else {})) as own:
         yield own.dsn
 
 
-def _can_count_statements() -> bool:
+def can_count_statements() -> bool:
+    """True if the PostgreSQL found here brings pg_stat_statements."""
     root = find_binaries().parent
     return any((*root.glob("lib/pg_stat_statements.*"), *root.glob("lib/postgresql/pg_stat_statements.*")))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 BLUE = "#0072B2"  # of Okabe and Ito's palette, which the colour-blind can tell apart
 GREY = "#595959"
@@ -45,8 +47,8 @@ def short(number: int) -> str:
 
 
 def short_bytes(number: int) -> str:
-    """In powers of 1024, as payloads are chosen; the unit stands at the axis."""
-    return f"{number / 1024:.2g}"
+    """4096 is 4 KiB."""
+    return f"{number // 1024} KiB" if number >= 1024 else f"{number} B"
 
 
 PANELS = {
@@ -54,7 +56,7 @@ PANELS = {
     "finished": Panel("Finished rows", "rows of ended jobs in the table", short),
     "tenants": Panel("Tenants", "tenants that the jobs belong to", short),
     "threads": Panel("Threads", "worker threads of the replica", short),
-    "payload": Panel("Payload", "size of each job's payload (KiB)", short_bytes, log_rate=True),
+    "payload": Panel("Payload", "size of each job's payload", short_bytes, log_rate=True),
 }
 
 
@@ -85,8 +87,12 @@ def _draw_panel(axes: Axes, panel: Panel, points: list[Point], top: float) -> No
     axes.set_xticks([], minor=True)
     if panel.log_rate:
         axes.set_yscale("log")
+        axes.set_ylim(
+            10 ** math.floor(math.log10(min(point.lowest for point in points))), 10 ** math.ceil(math.log10(top))
+        )
     else:
         axes.set_ylim(0, top)  # the same in all of these panels: heights can be compared
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:,.0f}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)

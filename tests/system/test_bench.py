@@ -1,10 +1,12 @@
 """The bench works: each scenario once, far too small to mean anything."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from dispatcher.embedded import EmbeddedPostgres
+from tests.bench import __main__ as bench
 from tests.bench.__main__ import main, play, summarize
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Size
@@ -38,6 +40,13 @@ def test_scenario_measures_something(server: EmbeddedPostgres, name: str) -> Non
     assert measures
     if name not in MAY_BE_ZERO:
         assert all(value > 0 for value, _ in measures.values())
+
+
+@pytest.mark.skipif(not bench.can_count_statements(), reason="this PostgreSQL lacks pg_stat_statements")
+def test_a_server_of_the_bench_counts_statements() -> None:
+    with bench.server(None) as dsn:
+        measures = play("idle", dsn, replace(TINY, idle_s=1.5))  # a stand-by makes one now and then
+    assert measures["leader_statements"][0] > 0
 
 
 def test_output_is_json_lines_with_versions(server: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ def test_every_axis_is_measured_and_drawn(
     from tests.bench.picture import PANELS  # noqa: PLC0415
 
     picture = tmp_path / "growth.png"
-    sizes = Sizes(jobs=200, pending=(100, 300), finished=(50,), tenants=(3,), threads=(4,), payload=(1024,))
+    sizes = Sizes(jobs=200, pending=(300,), finished=(50,), tenants=(3,), threads=(4,), payload=(1024,))
     assert main(["--rounds", "1", "--out", str(picture), "--dsn", server.dsn], sizes) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {line["measure"].rpartition("_")[0] for line in lines} == PANELS.keys()

@@ -44,10 +44,17 @@ def lines(dsn: str, size: Size) -> Measures:
 
 
 def notify(dsn: str, size: Size) -> Measures:
-    """Clients that enqueue one at a time, with a leader at work; beside the same where nobody is notified."""
-    told = _clients(dsn, size, notified=True)
-    untold = _clients(dsn, size, notified=False)
-    return {"per_second": (told, "1/s"), "ratio": (told / untold, "1")}
+    """Clients that enqueue one at a time, with a leader up; beside the same where nobody is notified.
+
+    With the default poll a leader that nobody notifies does next to nothing, so the ratio holds its work for each
+    notification as well; with a short one it works alike in both.
+    """
+    measures: Measures = {}
+    for name, settings in (("default_poll", {}), ("poll_10ms", {"DISPATCHER_POLL_INTERVAL": "10ms"})):
+        untold = _clients(dsn, size, settings, notified=False)
+        told = _clients(dsn, size, settings, notified=True)
+        measures |= {f"{name}_per_second": (told, "1/s"), f"{name}_ratio": (told / untold, "1")}
+    return measures
 
 
 def _run(own: Stage, path: str) -> float:
@@ -67,11 +74,11 @@ def _run(own: Stage, path: str) -> float:
     return time.monotonic() - began
 
 
-def _clients(dsn: str, size: Size, *, notified: bool) -> float:
+def _clients(dsn: str, size: Size, settings: dict[str, str], *, notified: bool) -> float:
     with stage(dsn) as own:
         if not notified:
             own.do("alter table dispatcher.job disable trigger signal")
-        own.start_replica(DISPATCHER_POLL_INTERVAL="10ms")  # so that it works as much where nobody notifies it
+        own.start_replica(**settings)
         own.lead()
         rate = _enqueue_together(own, size.clients, size.singles)
         _expect(own, size.clients * (size.singles + 1))
