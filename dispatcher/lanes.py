@@ -65,6 +65,11 @@ class Lanes:
         """Seconds until they are to be read from their start."""
         return max(0.0, self._read_again_at - self._clock())
 
+    @property
+    def empty(self) -> bool:
+        """True while no lane is known to have a job."""
+        return not self._lanes
+
     def read(self, conn: Connection) -> None:
         """Finds every lane with a pending job."""
         began = self._clock()
