@@ -76,7 +76,7 @@ AXES = (
     Axis("finished jobs kept", (0, 10_000, 100_000, 1_000_000, 5_000_000), finished),
     Axis("tenants", (1, 10, 100, 1_000, 10_000), tenants),
     Axis("threads", (1, 4, 16, 64), threads),
-    Axis("payload, bytes", (0, 256, 1_024, 4_096, 16_384, 65_536), payload),
+    Axis(f"payload, bytes ({SMALL:,} jobs)", (0, 256, 1_024, 4_096, 16_384, 65_536), payload),
 )
 
 
@@ -113,7 +113,7 @@ def measure(dsn: str, options: argparse.Namespace) -> Iterator[dict[str, object]
             print(f"round {number + 1} of {options.rounds}: {point:,} {axis.title}", file=sys.stderr, flush=True)
             rates.setdefault((axis.title, point), []).append(axis.measure(dsn, options.jobs, point))
     with psycopg.connect(dsn) as conn:
-        server = conn.info.parameter_status("server_version")
+        server = (conn.info.parameter_status("server_version") or "").split()[0]
     for (title, point), values in rates.items():
         line: dict[str, object] = {"axis": title, "point": point, "rounds": len(values), "postgresql": server}
         line |= {"value": round(statistics.median(values)), "min": round(min(values)), "max": round(max(values))}
@@ -136,11 +136,17 @@ def draw(lines: Sequence[dict[str, object]], path: Path) -> None:
         below = [_number(line, "value") - _number(line, "min") for line in own]
         above = [_number(line, "max") - _number(line, "value") for line in own]
         panel.errorbar(xs, medians, yerr=[below, above], marker="o", color="#0072B2", ecolor="#999999", capsize=3)
-        panel.set_xscale("symlog", linthresh=1) if max(xs) > 100 else panel.set_xscale("linear")
-        panel.set_ylim(bottom=0)
+        panel.set_xscale(
+            "symlog", linthresh=min((x for x in xs if x), default=1)
+        )  # a logarithm that has a place for zero
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        panel.set_xticks(xs, minor=False)
+        panel.tick_params(axis="x", labelrotation=45)
         panel.set_xlabel(title)
         panel.grid(visible=True, alpha=0.3)
+    panels[0][0].set_ylim(0, 1.05 * max(_number(line, "max") for line in lines))
     panels[0][0].set_ylabel("no-op jobs a second")
+    panels[0][0].yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
     figure.suptitle("One replica, as something grows")
     figure.text(
         0.01,
