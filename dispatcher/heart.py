@@ -222,6 +222,7 @@ class Heart:
             self._doze_again_s = DOZE_AGAIN_S
             if dispatch.busy:
                 dispatch.stay_awake(conn)
+                time.sleep(dispatch.gather_s)  # what ends meanwhile is no reason to look sooner
         elif dispatch.room() <= 0:
             self._wait(self._heartbeat_s)
             dispatch.return_stalled(conn)

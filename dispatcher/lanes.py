@@ -20,6 +20,7 @@ from dispatcher.queries.claims import START, Claimed, Cursor, FoundLane, Lane, T
 from dispatcher.turns import Turns
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
+TURN = 12  # jobs of a lane in its turn, where the room is for more than MIN_LANES of them: each lane has its cost
 MAX_SHARED = 20_000  # rows read to share the room among lanes
 READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
 READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
@@ -36,7 +37,6 @@ class Lanes:
         self._aging_s = aging_s
         self._clock = clock
         self._lanes = Turns()
-        self._heads: dict[Lane, float] = {}  # priority of the first job of each lane that had no turn since then
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._foreign: set[str] = set()  # types with jobs that have no executor here
         self._nothing_waits = False  # by the latest reading
@@ -49,7 +49,6 @@ class Lanes:
     def clear(self) -> None:
         """Forgets everything."""
         self._lanes = Turns()
-        self._heads.clear()
         self._nothing_waits = False
         self.held = {}
         self._read_again_at = 0.0
@@ -65,6 +64,11 @@ class Lanes:
     def due_in(self) -> float:
         """Seconds until they are to be read from their start."""
         return max(0.0, self._read_again_at - self._clock())
+
+    @property
+    def empty(self) -> bool:
+        """True while no lane is known to have a job."""
+        return not self._lanes
 
     def read(self, conn: Connection) -> None:
         """Finds every lane with a pending job."""
@@ -86,7 +90,6 @@ class Lanes:
         self._lanes = Turns()
         for one in found:
             self._lanes.put(one.lane, one.start, math.floor(one.head[0]))
-        self._heads = {one.lane: one.head[0] for one in found} if self._aging_s is None else {}
         self._types = {one.lane.type for one in found}
         self._nothing_waits = not found
         took = self._clock() - began
@@ -110,7 +113,7 @@ class Lanes:
         starts a little later than its rate has it, and among many quick jobs no thread may ever be seen free.
         """
         most = self._most(threads)
-        if turns := self._first_turns(room, most):
+        if self._aging_s is None and (turns := self._equal_turns(room, most)):
             return turns
         while takes := self._candidates(room, most):
             if len(takes) == 1 or self._enough(takes, room):
@@ -135,7 +138,6 @@ class Lanes:
         last = dict(zip(lanes, rows, strict=True))  # rows come by priority and id
         for one in takes:
             level = self._lanes.pop(one.lane)
-            self._heads.pop(one.lane, None)
             if got[one.lane]:
                 self._turn += 1
                 self._queued[one.lane] = self._turn
@@ -143,28 +145,31 @@ class Lanes:
                 row = last[one.lane]
                 self._lanes.put(one.lane, Cursor(row.priority, row.id), level if by_priority else row.priority)
 
-    def _first_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
-        """The first job of each of the first lanes, without a look at the jobs: where as many lanes as there is room
-        for have had no turn yet, and all these jobs are of one priority. Empty where that is not so.
+    def _equal_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
+        """As many jobs of each of the first lanes of the best priority, without a look at the jobs; none of a worse
+        priority. Where a limit forbids that, one of each, if there are lanes enough. Else empty.
         """
+        lanes = list(islice(self._lanes.best(), min(room, max(MIN_LANES, room // TURN))))
+        if len(self._lanes) < 2:
+            return []  # no turns to take, and no priority to heed
+        take, of_type = room // len(lanes), Counter[str]()
+        for lane, _ in lanes:
+            of_type[lane.type] += take
+            if of_type[lane.type] > most[lane.type] or take > self._capacity.tenant_slots(*lane[:2]):
+                return self._single_turns(room, most)
+        return [Take(lane, take, cursor, until=self._lanes.level) for lane, cursor in lanes]
+
+    def _single_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
         room = min(room, sum(count for count in most.values() if count > 0))
-        if not 0 < room <= len(self._heads):
-            return []
         turns: list[Take] = []
         of_type: Counter[str] = Counter()
-        slots, priority = self._capacity.tenant_slots, None
-        for lane, cursor in self._lanes:
-            if of_type[lane.type] >= most[lane.type] or slots(lane.type, lane.tenant) <= 0:
-                continue
-            head = self._heads.get(lane)
-            if head is None or (turns and head != priority):
-                break
-            priority = head
-            of_type[lane.type] += 1
-            turns.append(Take(lane, 1, cursor))
+        for lane, cursor in self._lanes.best():
             if len(turns) == room:
-                return turns
-        return []
+                break
+            if of_type[lane.type] < most[lane.type] and self._capacity.tenant_slots(*lane[:2]) > 0:
+                of_type[lane.type] += 1
+                turns.append(Take(lane, 1, cursor, until=self._lanes.level))
+        return turns if len(turns) == room else []
 
     def _candidates(self, room: int, most: Mapping[str, int]) -> list[Take]:
         """Of very many lanes only as many as the room can use: those with the best job first, then in turn."""

@@ -28,6 +28,15 @@ class Turns:
     def __getitem__(self, lane: Lane) -> Cursor:
         return self._levels[self._level_of[lane]][lane]
 
+    @property
+    def level(self) -> int:
+        """The best level that has a lane."""
+        return next(level for level in self._order if self._levels[level])
+
+    def best(self) -> Iterator[tuple[Lane, Cursor]]:
+        """The lanes of that level in turn; none if there are none at all."""
+        return iter(self._levels[self.level].items()) if self._level_of else iter(())
+
     def put(self, lane: Lane, cursor: Cursor, level: int) -> None:
         """Adds a lane that is not there."""
         if level not in self._levels:

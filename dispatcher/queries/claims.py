@@ -33,12 +33,13 @@ PAGE = 20_000  # lanes in one statement, which takes about 0.1 s and must end we
 
 
 class Take(NamedTuple):
-    """How much to claim of a lane, and from where on. `most` is what its type may have in all."""
+    """How much to claim of a lane, from where on, and up to which priority. `most` is what its type may have in all."""
 
     lane: Lane
     take: int
     cursor: Cursor = START
     most: int = 1_000_000
+    until: int = LAST_PRIORITY
 
 
 class Claimed(NamedTuple):
@@ -183,4 +184,4 @@ def _columns(takes: Sequence[Take]) -> dict[str, list[Any]]:
 
 
 def _untils(takes: Sequence[Take]) -> dict[str, list[int]]:
-    return {"until_priorities": [LAST_PRIORITY if (p := take.lane.priority) is None else p for take in takes]}
+    return {"until_priorities": [take.until if (p := take.lane.priority) is None else p for take in takes]}

@@ -33,6 +33,7 @@ MAX_AHEAD = 2000  # jobs claimed and waiting for a thread
 MAX_IN_FLIGHT = 10_000  # jobs claimed and not settled: past that the database is slow, and more claims do not help
 AHEAD_S = 0.05  # claim ahead what the pool starts in this time
 NUDGE_EVERY_S = 0.002
+GATHER, GATHER_S = 4, 0.01  # in a burst a round that takes all there is is followed by a pause: so many times as long
 BURST_S = 0.01  # claims that follow within this are a burst: worth taking the awake lock
 RECOUNT_S = 0.1  # what runs elsewhere is counted again after this
 CONTROL_S = 5.0  # what operators say is read again after this, should a notification have been lost
@@ -113,6 +114,8 @@ class Dispatch:
         """True if the latest round claimed something soon after another that did."""
         self.looked_everywhere = False
         """True if the latest round read every lane from its start."""
+        self.gather_s = 0.0
+        """After a round of a burst that took all there was: how long to let more come together."""
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
         """Limits from the settings: by type, `*` over all; they override the executors' own."""
@@ -168,6 +171,7 @@ class Dispatch:
         """One round; returns how many jobs it claimed."""
         now = self._clock()
         self.looked_everywhere = self.busy = self._cut_short = False
+        self.gather_s = 0.0
         supposed = False
         if self._news:
             self._news = False  # before the look: what is told from now on is looked at again
@@ -189,6 +193,8 @@ class Dispatch:
         claimed = 0
         while takes := self._lanes.takes(conn, room=room, threads=self._free_threads()):
             if claimed := self._claim(conn, takes):
+                if self.busy and claimed < room and self._lanes.empty:
+                    self.gather_s = min(GATHER_S, GATHER * (self._clock() - now))
                 break
             if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
                 self.looked_everywhere, self._cut_short = False, True

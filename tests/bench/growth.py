@@ -1,132 +1,158 @@
-"""`make bench-growth`: throughput as one thing grows, all else small; JSON lines, and a picture of five panels.
-
-Every round measures each point once, so that a change of the machine's speed meets all of them.
-"""
+"""`make bench-growth`: jobs a second as something grows, one picture for all of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
-from dispatcher import DispatcherError
-from tests.bench.__main__ import positive, server, versions
-from tests.bench.picture import Point, draw
-from tests.bench.scenarios.draining import Backlog, drain_fresh
+from dispatcher import DispatcherError, __version__
+from dispatcher.embedded import EmbeddedPostgres
+from tests.bench.__main__ import SERVER
+from tests.bench.scenarios.draining import Backlog, drain_fresh, drain_part
 from tests.bench.stage import ROOT, BenchFailed
 
-PAYLOADS_BYTES = 100_000_000  # of all jobs of a drain: so many small ones would be as many gigabytes of large ones
+PICTURE = ROOT / "docs" / "growth.png"
+JOBS = 50_000
+SMALL = 5_000  # jobs where each is large
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """How far each thing grows; `jobs` are drained where it is not they that grow in number."""
+class Axis:
+    """What grows, by how much, and how a point is measured: jobs a second."""
 
-    jobs: int = 50_000
-    pending: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    finished: tuple[int, ...] = (1_000, 100_000, 1_000_000, 10_000_000)
-    tenants: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
-    threads: tuple[int, ...] = (1, 4, 16, 64, 256)
-    payload: tuple[int, ...] = (64, 1_024, 4_096, 16_384, 65_536)
+    title: str
+    points: tuple[int, ...]
+    measure: Callable[[str, int, int], float]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A drain that makes one point."""
-
-    axis: str
-    at: int
-    backlog: Backlog
-    env: dict[str, str] = field(default_factory=dict)
+def pending(dsn: str, jobs: int, count: int) -> float:
+    """So many wait; the first `jobs` of them are timed."""
+    backlog = Backlog(max(count, jobs))
+    return drain_part(dsn, backlog, jobs) if count > jobs else drain_fresh(dsn, backlog).per_second
 
 
-def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> int:
-    """Measures, prints and draws; the exit status."""
-    options = _parse(arguments)
-    sizes = replace(sizes or Sizes(), **({"jobs": options.jobs} if options.jobs else {}))
+def finished(dsn: str, jobs: int, count: int) -> float:
+    """So many rows of ended jobs are kept."""
+    return drain_fresh(dsn, Backlog(jobs, finished=count)).per_second
+
+
+def tenants(dsn: str, jobs: int, count: int) -> float:
+    """The jobs are of so many tenants."""
+    return drain_fresh(dsn, Backlog(jobs, tenants=count)).per_second
+
+
+def threads(dsn: str, jobs: int, count: int) -> float:
+    """The replica has so many threads."""
+    return drain_fresh(dsn, Backlog(jobs), DISPATCHER_THREADS=str(count)).per_second
+
+
+def payload(dsn: str, jobs: int, size: int) -> float:
+    """Each payload has so many characters."""
+    return drain_fresh(dsn, Backlog(min(jobs, SMALL), padding=size)).per_second
+
+
+AXES = (
+    Axis("pending jobs", (50_000, 200_000, 500_000, 1_000_000), pending),
+    Axis("finished jobs kept", (0, 10_000, 100_000, 1_000_000, 5_000_000), finished),
+    Axis("tenants", (1, 10, 100, 1_000, 10_000), tenants),
+    Axis("threads", (1, 4, 16, 64), threads),
+    Axis(f"payload, bytes ({SMALL:,} jobs)", (0, 256, 1_024, 4_096, 16_384, 65_536), payload),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and draws; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument(
+        "--largest", type=int, default=max(max(axis.points) for axis in AXES), help="no point past this"
+    )
+    parser.add_argument("--output", type=Path, default=PICTURE)
+    parser.add_argument("--dsn", help="a server to measure instead of one of our own")
+    options = parser.parse_args(arguments)
     try:
-        with server(options.dsn) as dsn:
-            about = versions(dsn)
-            points = measure(dsn, list(cases(sizes)), options.rounds)
+        if options.dsn:
+            lines = list(measure(options.dsn, options))
+        else:
+            with EmbeddedPostgres(options=SERVER) as server:
+                lines = list(measure(server.dsn, options))
     except (BenchFailed, DispatcherError, psycopg.Error) as exc:
         print(f"bench-growth: {exc}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
-    for point in points:
-        line = {"scenario": "growth", "measure": f"{point.axis}_{point.at}", "value": round(point.median, 1)}
-        line |= {"unit": "1/s", "min": round(point.lowest, 1), "max": round(point.highest, 1)}
-        print(json.dumps({**line, "rounds": options.rounds, "jobs": point.jobs, **about}), flush=True)
-    draw(points, caption(about, sizes, options.rounds), options.out)
-    print(f"drawn into {options.out}", file=sys.stderr)
+    draw(lines, options.output)
     return 0
 
 
-def cases(sizes: Sizes) -> Iterator[Case]:
-    """All points."""
-    plain = Backlog(sizes.jobs)
-    for at in sizes.pending:
-        yield Case("pending", at, replace(plain, count=at))
-    for at in sizes.finished:
-        yield Case("finished", at, replace(plain, finished=at))
-    for at in sizes.tenants:
-        yield Case("tenants", at, replace(plain, tenants=at))
-    for at in sizes.threads:
-        yield Case("threads", at, plain, {"DISPATCHER_THREADS": str(at)})
-    for at in sizes.payload:
-        yield Case("payload", at, replace(plain, count=max(1, min(sizes.jobs, PAYLOADS_BYTES // at)), padding=at))
+def measure(dsn: str, options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """A line a point: its median with its range. Round by round, so that the machine's moods meet all points."""
+    points = [(axis, point) for axis in AXES for point in axis.points if point <= options.largest]
+    rates: dict[tuple[str, int], list[float]] = {}
+    for number in range(options.rounds):
+        for axis, point in points:
+            print(f"round {number + 1} of {options.rounds}: {point:,} {axis.title}", file=sys.stderr, flush=True)
+            rates.setdefault((axis.title, point), []).append(axis.measure(dsn, options.jobs, point))
+    with psycopg.connect(dsn) as conn:
+        server = (conn.info.parameter_status("server_version") or "").split()[0]
+    for (title, point), values in rates.items():
+        line: dict[str, object] = {"axis": title, "point": point, "rounds": len(values), "postgresql": server}
+        line |= {"value": round(statistics.median(values)), "min": round(min(values)), "max": round(max(values))}
+        print(json.dumps(line), flush=True)
+        yield line
 
 
-def measure(dsn: str, wanted: list[Case], rounds: int) -> list[Point]:
-    """Jobs a second for each case."""
-    rates: list[list[float]] = [[] for _ in wanted]
-    for number in range(rounds):
-        for case, found in zip(wanted, rates, strict=True):
-            print(f"round {number + 1} of {rounds}: {case.axis} {case.at}", file=sys.stderr, flush=True)
-            found.append(drain_fresh(dsn, case.backlog, **case.env).per_second)
-    return [
-        Point(case.axis, case.at, case.backlog.count, statistics.median(found), min(found), max(found))
-        for case, found in zip(wanted, rates, strict=True)
-    ]
+def draw(lines: Sequence[dict[str, object]], path: Path) -> None:
+    """One panel an axis. Median and range; the scale begins at zero, so that flat looks flat."""
+    import matplotlib as mpl  # noqa: PLC0415 - only who draws needs it
+    from matplotlib import pyplot as plt  # noqa: PLC0415
 
-
-def caption(about: dict[str, object], sizes: Sizes, rounds: int) -> str:
-    """What was measured, how, with what, and where."""
-    return (
-        f"Drains of {sizes.jobs:,} no-op jobs through one replica, from the first start to the last recorded outcome"
-        " (as many as the axis says for pending rows, fewer for large payloads);\n"
-        f"median of {rounds} rounds, bars from the lowest to the highest. pg-dispatcher {about['dispatcher']},"
-        f" PostgreSQL {about['postgresql']}, Python {about['python']}, psycopg {about['psycopg']}.\n"
-        f"{about['cpus']} CPUs ({_cpu_model()}), {_memory_gb()} GB of memory, shared by server, replica and bench."
+    mpl.use("Agg")
+    titles = list(dict.fromkeys(str(line["axis"]) for line in lines))
+    figure, panels = plt.subplots(1, len(titles), figsize=(3.2 * len(titles), 3.4), sharey=True, squeeze=False)
+    for panel, title in zip(panels[0], titles, strict=True):
+        own = [line for line in lines if line["axis"] == title]
+        xs = [_number(line, "point") for line in own]
+        medians = [_number(line, "value") for line in own]
+        below = [_number(line, "value") - _number(line, "min") for line in own]
+        above = [_number(line, "max") - _number(line, "value") for line in own]
+        panel.errorbar(xs, medians, yerr=[below, above], marker="o", color="#0072B2", ecolor="#999999", capsize=3)
+        panel.set_xscale(
+            "symlog", linthresh=min((x for x in xs if x), default=1)
+        )  # a logarithm that has a place for zero
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        panel.set_xticks(xs, minor=False)
+        panel.tick_params(axis="x", labelrotation=45)
+        panel.set_xlabel(title)
+        panel.grid(visible=True, alpha=0.3)
+    panels[0][0].set_ylim(0, 1.05 * max(_number(line, "max") for line in lines))
+    panels[0][0].set_ylabel("no-op jobs a second")
+    panels[0][0].yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+    figure.suptitle("One replica, as something grows")
+    figure.text(
+        0.01,
+        0.01,
+        f"pg-dispatcher {__version__}, PostgreSQL {lines[0]['postgresql']}, Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores shared by server, replica and bench; median and range of {lines[0]['rounds']} rounds",
+        fontsize=8,
+        color="#555555",
     )
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=110)
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return "model unknown"
-
-
-def _memory_gb() -> int:
-    kilobytes = Path("/proc/meminfo").read_text().split()[1]  # MemTotal is the first
-    return round(int(kilobytes) / 1024**2)
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description="Measures and draws growth.")
-    parser.add_argument("--jobs", type=positive, help=f"jobs to drain for a point; {Sizes().jobs} if not given")
-    parser.add_argument("--rounds", type=positive, default=3, help="the median of so many is drawn")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "growth.png", help="the picture")
-    parser.add_argument("--dsn", help="a server to measure instead of one of our own")
-    return parser.parse_args(arguments)
+def _number(line: dict[str, object], key: str) -> float:
+    value = line[key]
+    assert isinstance(value, int)
+    return float(value)
 
 
 if __name__ == "__main__":

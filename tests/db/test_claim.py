@@ -544,3 +544,33 @@ def test_uncommitted_claim_of_an_ended_session_is_no_claim(dsn: str, conn: Conne
     until(lambda: not value(conn, "select count(*) from pg_locks where relation = 'dispatcher.job'::regclass"))
     assert state(conn, id) == "pending"
     assert value(conn, "select attempt from dispatcher.job") == 0
+
+
+# Gathering.
+
+
+def test_in_a_burst_what_comes_one_by_one_is_let_come_together(conn: Connection, leading: Leading) -> None:
+    """Each claim costs the same: under a stream of single jobs it would take the machine from those who enqueue."""
+    clock = itertools.count(1000.0, 0.001)
+    leading.dispatch._clock = lambda: next(clock)
+    enqueue(conn, "a")
+    leading.round()
+    assert leading.dispatch.gather_s == 0.0, "the first job of all waits for nothing"
+    for _ in range(3):
+        enqueue(conn, "a")
+        leading.dispatch.read_again()
+        leading.round()
+        assert 0.0 < leading.dispatch.gather_s <= dispatch_module.GATHER_S
+    assert not leading.round()
+    assert leading.dispatch.gather_s == 0.0, "nothing was found"
+
+
+def test_nothing_is_gathered_while_more_waits_than_there_are_threads(conn: Connection, leading: Leading) -> None:
+    clock = itertools.count(1000.0, 0.001)
+    leading.dispatch._clock = lambda: next(clock)
+    leading.pool.threads = 2
+    ids = [enqueue(conn, "a") for _ in range(8)]
+    for start in range(0, 6, 2):
+        assert leading.round() == ids[start : start + 2]
+        leading.end(ids[start : start + 2])
+        assert leading.dispatch.gather_s == 0.0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dispatcher.db import Connection
-from dispatcher.lanes import MAX_SHARED, MIN_LANES
+from dispatcher.lanes import MIN_LANES, TURN
 from dispatcher.queries import claims
-from dispatcher.queries.claims import Lane, Take
+from dispatcher.queries.claims import Lane
 from tests.db.leading import LIMITED, A, Leading
 from tests.db.running import open_transaction, publish, session, value
 
@@ -91,27 +91,38 @@ def test_tenants_take_turns_across_readings_of_the_lanes(conn: Connection, leadi
     assert set(served.values()) == {1}
 
 
-def test_a_round_considers_few_of_many_tenants(
+def test_a_round_among_many_tenants_needs_no_look_at_their_jobs(
     conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sharing the room among all of them once took longer than the statement may."""
+    """Sharing the room among all of them once took longer than the statement may, and later longer than the jobs."""
     fill(conn, BY_TURNS)
-    lanes, rows, share = [], [], claims.share_lanes
-
-    def measure(own: Connection, takes: Sequence[Take], *, room: int, depth: int) -> list[tuple[Lane, int]]:
-        lanes.append(len(takes))
-        rows.append(sum(min(one.take, room, depth) for one in takes))
-        return share(own, takes, room=room, depth=depth)
-
-    monkeypatch.setattr(claims, "share_lanes", measure)
-    for _ in range(TENANTS // ROOM):
+    monkeypatch.setattr(claims, "share_lanes", None)
+    for _ in range(TENANTS // ROOM + 10):
         assert len(serve(leading, pause_s=0.0)) == ROOM
-    assert not lanes, "whose first turn it is needs no look at their jobs"
-    for _ in range(10):
-        assert len(serve(leading, pause_s=0.0)) == ROOM
-    assert max(lanes) <= MIN_LANES
-    assert max(rows) <= min(MAX_SHARED, MIN_LANES * ROOM)
-    assert len(lanes) <= 10, "a round shares once"
+
+
+def test_a_large_room_is_shared_in_turns_of_a_few_jobs(conn: Connection, leading: Leading) -> None:
+    """A lane in a claim costs as much as a few of its jobs."""
+    fill(conn, BY_TURNS)
+    leading.pool.threads = room = 800
+    assert Counter(Counter(serve(leading, pause_s=0.0)).values()) == {TURN: room // TURN}
+
+
+def test_turns_stop_where_a_worse_priority_begins(conn: Connection, leading: Leading) -> None:
+    conn.execute((FILL + BY_TURNS).encode(), (4, EACH))
+    conn.execute("update dispatcher.job set priority = 5 where id > 8")  # two of each tenant are left as they were
+    assert Counter(serve(leading, pause_s=0.0)) == dict.fromkeys(("t1", "t2", "t3", "t4"), 2)
+    assert Counter(serve(leading, pause_s=60.0)) == dict.fromkeys(("t1", "t2", "t3", "t4"), ROOM // 4)
+
+
+def test_an_urgent_tenant_among_very_many_costs_no_look_either(
+    conn: Connection, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(conn, BY_TURNS)
+    conn.execute("update dispatcher.job set priority = -1 where id <= 2")
+    monkeypatch.setattr(claims, "share_lanes", None)
+    assert serve(leading, pause_s=0.0) == ["t1", "t2"]
+    assert len(set(serve(leading, pause_s=0.0))) == ROOM
 
 
 def test_tenant_with_the_best_priority_is_served_first(conn: Connection, leading: Leading) -> None:
@@ -119,9 +130,8 @@ def test_tenant_with_the_best_priority_is_served_first(conn: Connection, leading
     fill(conn, ONE_BY_ONE)
     conn.execute("update dispatcher.job set priority = -5 where tenant = %s", (f"t{TENANTS}",))
     assert serve(leading, pause_s=0.0) == [f"t{TENANTS}"] * ROOM
-    rest = serve(leading, pause_s=60.0)
-    assert rest[: EACH - ROOM] == [f"t{TENANTS}"] * (EACH - ROOM)
-    assert len(set(rest[EACH - ROOM :])) == ROOM - (EACH - ROOM), "the others, one each"
+    assert serve(leading, pause_s=60.0) == [f"t{TENANTS}"] * (EACH - ROOM)  # nothing of a worse priority in its round
+    assert len(set(serve(leading, pause_s=0.0))) == ROOM, "then the others, one each"
 
 
 def test_first_turns_of_many_tenants_keep_the_limit_of_their_type(conn: Connection, dsn: str) -> None:

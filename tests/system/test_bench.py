@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dispatcher.embedded import EmbeddedPostgres
 from tests.bench import __main__ as bench
+from tests.bench import growth
 from tests.bench.__main__ import main, play, summarize
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Size
@@ -69,3 +71,14 @@ def test_a_database_that_cannot_be_reached_is_one_line(capsys: pytest.CaptureFix
 def test_the_median_of_the_rounds_is_told_with_its_range() -> None:
     (line,) = summarize("drain", [{"rate": (value, "1/s")} for value in (5.0, 1.0, 3.0)])
     assert (line["value"], line["min"], line["max"], line["rounds"]) == (3.0, 1.0, 5.0, 3)
+
+
+def test_growth_is_drawn(server: EmbeddedPostgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "growth.png"
+    arguments = ["--rounds", "1", "--jobs", "100", "--largest", "4", "--output", str(picture), "--dsn", server.dsn]
+    assert growth.main(arguments) == 0
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {point["axis"] for point in points} == {axis.title for axis in growth.AXES if min(axis.points) <= 4}
+    assert all(point["value"] > 0 for point in points)
+    assert picture.read_bytes().startswith(b"\x89PNG")
