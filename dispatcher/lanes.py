@@ -149,13 +149,15 @@ class Lanes:
         """As many jobs of each of the first lanes of the best priority, without a look at the jobs; none of a worse
         priority. Where a limit forbids that, one of each, if there are lanes enough. Else empty.
         """
-        lanes = list(islice(self._lanes.best(), min(room, max(MIN_LANES, room // TURN))))
-        if len(self._lanes) < 2:
+        slots = self._capacity.tenant_slots
+        free = (one for one in self._lanes.best() if most[one[0].type] > 0 and slots(*one[0][:2]) > 0)
+        lanes = list(islice(free, min(room, max(MIN_LANES, room // TURN))))
+        if len(self._lanes) < 2 or not lanes:
             return []  # no turns to take, and no priority to heed
         take, of_type = room // len(lanes), Counter[str]()
         for lane, _ in lanes:
             of_type[lane.type] += take
-            if of_type[lane.type] > most[lane.type] or take > self._capacity.tenant_slots(*lane[:2]):
+            if of_type[lane.type] > most[lane.type] or take > slots(*lane[:2]):
                 return self._single_turns(room, most)
         return [Take(lane, take, cursor, until=self._lanes.level) for lane, cursor in lanes]
 
