@@ -15,12 +15,18 @@ from dataclasses import replace
 import psycopg
 
 from dispatcher import DispatcherError, __version__
-from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.embedded import EmbeddedPostgres, find_binaries
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Measures, Size
 from tests.bench.stage import BenchFailed
 
 SERVER = {"shared_buffers": "1GB"}  # all else as PostgreSQL comes, durable
+# At rest, since it has a cost; the scenario that counts statements wakes it in its own database.
+STATEMENTS = {
+    "shared_preload_libraries": "pg_stat_statements",
+    "compute_query_id": "off",
+    "pg_stat_statements.track": "none",
+}
 LONG = ("growth", "failover", "memory")  # take minutes: measured if they are named
 
 
@@ -29,15 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     size = replace(Size(), jobs=options.jobs, load_s=options.load_s)
     try:
-        with _server(options.dsn) as dsn:
-            versions = _versions(dsn)
+        with server(options.dsn) as dsn:
+            about = versions(dsn)
             for name in options.only:
                 rounds = []
                 for n in range(options.rounds):
                     print(f"{name}, round {n + 1} of {options.rounds}", file=sys.stderr)
                     rounds.append(play(name, dsn, size))
                 for line in summarize(name, rounds):
-                    print(json.dumps({**line, "jobs": size.jobs, **versions}), flush=True)
+                    print(json.dumps({**line, "jobs": size.jobs, **about}), flush=True)
     except (BenchFailed, DispatcherError, psycopg.Error) as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
@@ -68,9 +74,9 @@ def summarize(name: str, rounds: list[Measures]) -> Iterator[dict[str, object]]:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures throughput and latency.")
-    parser.add_argument("--jobs", type=_positive, default=Size().jobs, help="jobs to drain and to enqueue")
-    parser.add_argument("--load-s", type=_positive, default=60, help="how long the load of the scenario memory lasts")
-    parser.add_argument("--rounds", type=_positive, default=3, help="the median of so many is told")
+    parser.add_argument("--jobs", type=positive, default=Size().jobs, help="jobs to drain and to enqueue")
+    parser.add_argument("--load-s", type=positive, default=60, help="how long the load of the scenario memory lasts")
+    parser.add_argument("--rounds", type=positive, default=3, help="the median of so many is told")
     parser.add_argument(
         "--only",
         type=_names,
@@ -84,7 +90,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number from the command line."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
     return int(text)
@@ -98,15 +105,23 @@ def _names(text: str) -> list[str]:
 
 
 @contextmanager
-def _server(dsn: str | None) -> Iterator[str]:
+def server(dsn: str | None) -> Iterator[str]:
+    """The DSN of the server to measure: that one, or one of our own for as long."""
     if dsn is not None:
         yield dsn
         return
-    with EmbeddedPostgres(options=SERVER) as server:
-        yield server.dsn
+    with EmbeddedPostgres(options=SERVER | (STATEMENTS if can_count_statements() else {})) as own:
+        yield own.dsn
 
 
-def _versions(dsn: str) -> dict[str, object]:
+def can_count_statements() -> bool:
+    """True if the PostgreSQL found here brings pg_stat_statements."""
+    root = find_binaries().parent
+    return any((*root.glob("lib/pg_stat_statements.*"), *root.glob("lib/postgresql/pg_stat_statements.*")))
+
+
+def versions(dsn: str) -> dict[str, object]:
+    """Of all that takes part."""
     with psycopg.connect(dsn) as conn:
         server = conn.info.parameter_status("server_version")
     return {

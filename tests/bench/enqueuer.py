@@ -1,6 +1,7 @@
-"""One of several clients that enqueue at the same time: `python -m tests.bench.enqueuer DSN JOBS START`.
+"""One of several clients that enqueue at the same time: `python -m tests.bench.enqueuer DSN JOBS`.
 
-It waits for the start (monotonic seconds, one clock for all processes) and prints when it was done.
+It says when it is ready, begins when it reads a line, and then tells when it was done, in monotonic seconds: one clock
+for all processes.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from dispatcher import Client
 from tests.bench import jobs
 
 
-def main(dsn: str, count: int, start: float) -> None:
+def main(dsn: str, count: int) -> None:
     """Enqueues one job after another, each in a transaction of its own."""
     with Client(dsn) as client:
         client.enqueue(jobs.QUIET)
-        time.sleep(max(0.0, start - time.monotonic()))
+        print("ready", flush=True)
+        sys.stdin.readline()
         for _ in range(count):
             client.enqueue(jobs.QUIET)
-    print(time.monotonic())
+        print(time.monotonic())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -17,7 +17,7 @@ import psycopg
 from dispatcher import DispatcherError, __version__
 from dispatcher.embedded import EmbeddedPostgres
 from tests.bench.__main__ import SERVER
-from tests.bench.scenarios.draining import Backlog, add_finished, drain, drain_part, filled
+from tests.bench.scenarios.draining import Backlog, drain_fresh, drain_part
 from tests.bench.stage import ROOT, BenchFailed
 
 PICTURE = ROOT / "docs" / "growth.png"
@@ -37,38 +37,27 @@ class Axis:
 def pending(dsn: str, jobs: int, count: int) -> float:
     """So many wait; the first `jobs` of them are timed."""
     backlog = Backlog(max(count, jobs))
-    with filled(dsn, backlog) as own:
-        return drain_part(own, backlog, jobs) if count > jobs else drain(own, backlog).per_second
+    return drain_part(dsn, backlog, jobs) if count > jobs else drain_fresh(dsn, backlog).per_second
 
 
 def finished(dsn: str, jobs: int, count: int) -> float:
     """So many rows of ended jobs are kept."""
-    backlog = Backlog(jobs)
-    with filled(dsn, backlog) as own:
-        if count:
-            add_finished(own, count)
-        return drain(own, backlog).per_second
+    return drain_fresh(dsn, Backlog(jobs, finished=count)).per_second
 
 
 def tenants(dsn: str, jobs: int, count: int) -> float:
     """The jobs are of so many tenants."""
-    backlog = Backlog(jobs, tenants=count)
-    with filled(dsn, backlog) as own:
-        return drain(own, backlog).per_second
+    return drain_fresh(dsn, Backlog(jobs, tenants=count)).per_second
 
 
 def threads(dsn: str, jobs: int, count: int) -> float:
     """The replica has so many threads."""
-    backlog = Backlog(jobs)
-    with filled(dsn, backlog) as own:
-        return drain(own, backlog, DISPATCHER_THREADS=str(count)).per_second
+    return drain_fresh(dsn, Backlog(jobs), DISPATCHER_THREADS=str(count)).per_second
 
 
 def payload(dsn: str, jobs: int, size: int) -> float:
     """Each payload has so many characters."""
-    backlog = Backlog(min(jobs, SMALL), padding=size)
-    with filled(dsn, backlog) as own:
-        return drain(own, backlog).per_second
+    return drain_fresh(dsn, Backlog(min(jobs, SMALL), padding=size)).per_second
 
 
 AXES = (

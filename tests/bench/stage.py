@@ -112,14 +112,14 @@ class Stage:
         """How much the server has written to its log so far."""
         return int(str(self.ask("select pg_current_wal_insert_lsn() - '0/0'")))
 
-    def until(self, what: str, look: Callable[[], T | None]) -> T:
+    def until(self, what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S) -> T:
         """What `look` answers once it is true."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not (answer := look()):
             if any(replica.poll() not in (None, 0, -signal.SIGKILL) for replica in self._replicas):
                 raise BenchFailed(f"a replica ended while the bench waited for {what}: {self._last_words()}")
             if time.monotonic() > deadline:
-                raise BenchFailed(f"no sign of {what} within {PATIENCE_S:.0f} s: {self._last_words()}")
+                raise BenchFailed(f"no sign of {what} within {patience_s:.0f} s: {self._last_words()}")
             time.sleep(POLL_S)
         return answer
 

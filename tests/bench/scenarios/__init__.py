@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.bench.scenarios.drains import DRAINS
-from tests.bench.scenarios.enqueueing import ENQUEUES
+from tests.bench.scenarios.drain import drain, limited
+from tests.bench.scenarios.enqueueing import enqueue, lines, notify
+from tests.bench.scenarios.failover import failover, stop
+from tests.bench.scenarios.growth import growth
+from tests.bench.scenarios.handover import handover
+from tests.bench.scenarios.held import held
+from tests.bench.scenarios.idle import idle
 from tests.bench.scenarios.measures import Measures, Size
-from tests.bench.scenarios.resting import COSTS
-from tests.bench.scenarios.waiting import LATENCIES
+from tests.bench.scenarios.memory import memory
+from tests.bench.scenarios.pickup import pickup
+from tests.bench.scenarios.wal import wal
+from tests.bench.scenarios.work import work
 
-SCENARIOS: dict[str, Callable[[str, Size], Measures]] = DRAINS | ENQUEUES | LATENCIES | COSTS
+SCENARIOS: dict[str, Callable[[str, Size], Measures]] = {
+    "drain": drain,
+    "limited": limited,
+    "work": work,
+    "held": held,
+    "growth": growth,
+    "wal": wal,
+    "enqueue": enqueue,
+    "lines": lines,
+    "notify": notify,
+    "pickup": pickup,
+    "failover": failover,
+    "stop": stop,
+    "handover": handover,
+    "idle": idle,
+    "memory": memory,
+}

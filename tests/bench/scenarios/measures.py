@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dispatcher.settings import Settings
+
+THREADS = 64  # where a scenario is about many
 Measures = dict[str, tuple[float, str]]
 """By name: value and unit."""
 
@@ -21,12 +24,14 @@ class Size:
     gap_s: float = 0.02
     kills: int = 100
     stops: int = 5
+    lease_s: float = Settings.model_fields["lease_duration"].default.total_seconds()
     handovers: int = 20
     pending: int = 1_000_000
     finished: tuple[int, ...] = (1_000_000, 10_000_000)
     types: int = 1_000
     tenants: int = 10_000
     load_s: float = 60.0
+    load_per_s: int = 5_000  # for an hour of it there must be room on the disk
     idle_s: float = 10.0
     settle_s: float = 11.0  # PostgreSQL counts what an idle session did up to 10 s late
 
