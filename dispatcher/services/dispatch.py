@@ -184,6 +184,8 @@ class Dispatch:
             self._count_elsewhere(conn)
         room = self.room()
         if room <= 0:
+            if not self._bounds_noted:  # these bounds may be why
+                self._note_bounds(conn)
             return 0
         self.looked_everywhere = self._lanes.due() and not supposed
         if self.looked_everywhere:
