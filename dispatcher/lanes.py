@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from itertools import islice
+from itertools import islice, takewhile
 
 from dispatcher.capacity import Capacity
 from dispatcher.db import Connection
 from dispatcher.executor import Registry
 from dispatcher.queries import claims
-from dispatcher.queries.claims import START, Claimed, Cursor, FoundLane, Lane, Take
+from dispatcher.queries.claims import LAST_PRIORITY, START, Claimed, Cursor, FoundLane, Lane, Take
 from dispatcher.turns import Turns
 
 MIN_LANES, LANES_PER_ROOM = 64, 2  # how many lanes a claim considers: past that, sharing costs more than the jobs
@@ -24,6 +24,8 @@ TURN = 12  # jobs of a lane in its turn, where the room is for more than MIN_LAN
 MAX_SHARED = 20_000  # rows read to share the room among lanes
 READ_AGAIN_S = 0.1  # a lane is read from its start again after this, or after
 READ_AGAIN_COST = 10  # times what the last full read took, whichever is longer
+CUT_COST = 3  # instead of these, where lanes that were left may have jobs better than what comes now
+QUICK_READ_S = 0.005  # a read that took no longer is not waited for then
 
 
 class Lanes:
@@ -40,6 +42,11 @@ class Lanes:
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._foreign: set[str] = set()  # types with jobs that have no executor here
         self._nothing_waits = False  # by the latest reading
+        self._supposed_at: float | None = None  # first since the latest reading
+        self._cut: set[Lane] = set()  # left since the latest reading, and may have jobs of a worse priority
+        self._cut_level = LAST_PRIORITY  # the best level that such a lane was left at
+        self._mixed = False  # those have the best jobs by now: equal takes would come to very few again
+        self._read_ended, self._read_took = 0.0, 0.0
         self._turn = 0
         self._queued: dict[Lane, int] = {}  # the turn at which each lane last went to the end of the queue
         self._read_again_at = 0.0
@@ -49,7 +56,8 @@ class Lanes:
     def clear(self) -> None:
         """Forgets everything."""
         self._lanes = Turns()
-        self._nothing_waits = False
+        self._nothing_waits = self._mixed = False
+        self._cut.clear()
         self.held = {}
         self._read_again_at = 0.0
 
@@ -91,16 +99,25 @@ class Lanes:
         for one in found:
             self._lanes.put(one.lane, one.start, math.floor(one.head[0]))
         self._types = {one.lane.type for one in found}
-        self._nothing_waits = not found
-        took = self._clock() - began
-        self._read_again_at = self._clock() + max(READ_AGAIN_S, READ_AGAIN_COST * took)
+        self._nothing_waits, self._supposed_at = not found, None
+        best = takewhile(lambda one: one.head[0] == found[0].head[0], found)
+        self._mixed = bool(self._cut and found) and all(one.lane in self._cut for one in best)
+        self._cut, self._cut_level = set(), LAST_PRIORITY
+        self._read_ended = self._clock()
+        self._read_took = took = self._read_ended - began
+        self._read_again_at = self._read_ended + max(READ_AGAIN_S, READ_AGAIN_COST * took)
 
     def suppose(self, type: str) -> bool:
         """Takes it that this type has a job without a tenant, as somebody said: True if it may be claimed unseen.
 
-        Only if nothing waited at the latest reading, since otherwise it might not be that job's turn.
+        Only if nothing waited at the latest reading, since otherwise it might not be that job's turn; and not for long
+        without another one, since a stream of such words would hide every other lane.
         """
         if not self._nothing_waits or self._lanes or self._aging_s is not None or self._registry.get(type) is None:
+            return False
+        if self._supposed_at is None:
+            self._supposed_at = self._clock()
+        elif self._clock() - self._supposed_at >= READ_AGAIN_S:
             return False
         self._lanes.put(Lane(type, ""), START, 0)
         self._types = {type}
@@ -113,7 +130,7 @@ class Lanes:
         starts a little later than its rate has it, and among many quick jobs no thread may ever be seen free.
         """
         most = self._most(threads)
-        if self._aging_s is None and (turns := self._equal_turns(room, most)):
+        if self._aging_s is None and not self._mixed and (turns := self._equal_turns(room, most)):
             return turns
         while takes := self._candidates(room, most):
             if len(takes) == 1 or self._enough(takes, room):
@@ -144,6 +161,12 @@ class Lanes:
             if got[one.lane] == one.take:  # goes to the end: the others of its priority take their turn
                 row = last[one.lane]
                 self._lanes.put(one.lane, Cursor(row.priority, row.id), level if by_priority else row.priority)
+            elif one.until < LAST_PRIORITY:
+                self._cut.add(one.lane)
+                self._cut_level = min(self._cut_level, one.until)
+        if self._cut and self._lanes and (self._lanes.level > self._cut_level or takes[0].until == LAST_PRIORITY):
+            pause_s = CUT_COST * self._read_took if self._read_took > QUICK_READ_S else 0.0
+            self._read_again_at = min(self._read_again_at, self._read_ended + pause_s)
 
     def _equal_turns(self, room: int, most: Mapping[str, int]) -> list[Take]:
         """As many jobs of each of the first lanes of the best priority, without a look at the jobs; none of a worse

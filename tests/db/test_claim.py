@@ -574,3 +574,25 @@ def test_nothing_is_gathered_while_more_waits_than_there_are_threads(conn: Conne
         assert leading.round() == ids[start : start + 2]
         leading.end(ids[start : start + 2])
         assert leading.dispatch.gather_s == 0.0
+
+
+def test_stream_of_hints_hides_no_other_lane(conn: Connection, leading: Leading) -> None:
+    """Each names a type that may be claimed unseen, and nothing waited when the lanes were read."""
+    assert leading.rounds() == []
+    urgent = enqueue(conn, "b", priority=-10)
+    for _ in range(5):
+        enqueue(conn, "a")
+        leading.dispatch.heard("a")
+        leading.end(leading.round())
+        leading.now += 0.05
+    assert state(conn, urgent) == "succeeded"
+
+
+def test_bounds_that_leave_no_room_are_shown(conn: Connection, leading: Leading) -> None:
+    """They are what people ask about then."""
+    conn.execute("update dispatcher.lease set holder = %s", (OWNER,))
+    for most in (2, 1):
+        leading.dispatch.set_limits({"*": most})
+        enqueue(conn, "a"), enqueue(conn, "a")
+        leading.rounds()
+        assert value(conn, "select max_running from dispatcher.lease") == most

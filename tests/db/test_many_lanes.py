@@ -270,3 +270,18 @@ def test_round_cut_short_among_locked_lanes_goes_on_behind_them(
             assert not leading.dispatch.looked_everywhere  # or the leader would go to sleep
             leading.dispatch.read_again()
         assert ids == [free]
+
+
+@pytest.mark.parametrize("worst", [1000, 0])
+def test_lane_of_many_priorities_is_not_left_for_worse_ones(conn: Connection, leading: Leading, worst: int) -> None:
+    """Equal takes stop where a worse priority begins, and a lane that gave less is left: the rest of it once waited
+    for the next reading, while jobs far less urgent ran. And each round once claimed a single job."""
+    fill_one = "insert into dispatcher.job (type, tenant, state, priority, payload) select 'a', %s, 'pending', "
+    conn.execute((fill_one + "n, '{}' from generate_series(1, 48) as n").encode(), ("x",))
+    conn.execute((fill_one + "%s + n, '{}' from generate_series(1, 600) as n").encode(), ("y", worst))
+    served: list[str] = []
+    for _ in range(12):
+        served += serve(leading, pause_s=0.001)
+    first = 48 if worst else 96  # of equal priorities, both in turn
+    assert Counter(served[:first])["x"] == 48
+    assert len(served) > 8 * ROOM
