@@ -131,8 +131,12 @@ class Heart:
         self._metrics.last_tick.set_to_current_time()
 
     def close(self) -> None:
-        """Closes the lease session, and with it every lock."""
+        """Closes the lease session, and with it every lock. Without a job there is nothing to fence any more, however
+        long the process takes to end.
+        """
         self._lease.drop()
+        if self.idle and not len(self._inflight):
+            self._fence.disarm()
 
     def arm_fence(self) -> None:
         """Lets the kernel end this process before anyone may take its jobs, counted from the last good answer."""

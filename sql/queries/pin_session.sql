@@ -16,6 +16,7 @@ select
     set_config('client_connection_check_interval', %(connection_check_ms)s::text, false),
     set_config('jit', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
+    set_config('enable_tidscan', 'on', false),
     set_config('enable_hashjoin', 'off', false),
     set_config('enable_mergejoin', 'off', false),
     set_config('enable_seqscan', 'off', false),

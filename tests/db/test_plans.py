@@ -204,6 +204,7 @@ def test_jobs_are_found_by_index_in_nested_loops(plans: Plans, stage: str, name:
     text = plans[stage, name]
     used = set(re.findall(r"Index (?:Only )?Scan(?: Backward)? using (job_\w+) on job", text))
     assert used == EXPECTED[name], text
+    assert ("Tid Scan on job" in text) == (name == "claim_jobs"), text
     for bad in ("Seq Scan on job", "Hash Join", "Merge Join", "Bitmap", "Gather"):
         assert bad not in text, text
 

@@ -1,5 +1,6 @@
 """Executors for tests of faults. Each notes when it begins and ends."""
 
+import atexit
 import ctypes
 import os
 import time
@@ -79,3 +80,10 @@ def hang(job: Job, ctx: Context) -> None:
     if job.attempt == 1:
         ctypes.PyDLL(None).sleep(60)
     note(job, "end")
+
+
+@executor("slow_end")
+def slow_end(job: Job, ctx: Context) -> None:
+    """Has the process take payload.seconds to end, as a library that tidies up may."""
+    note(job, "start")
+    atexit.register(time.sleep, job.payload["seconds"])

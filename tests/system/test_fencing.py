@@ -284,3 +284,15 @@ def test_a_timed_out_job_stays_running_and_holds_its_slot_until_its_thread_is_ba
     fleet.until_all([behind])
     assert not overlaps(fleet.events())
     until(lambda: leader.metric("dispatcher_stuck_threads") == 0, "no thread is stuck any more")
+
+
+def test_a_replica_that_is_slow_to_end_after_its_jobs_is_left_to_end(fleet: Fleet) -> None:
+    """No job is in doubt any more: the fence does not stand until the process is gone."""
+    leader = fleet.start_leader(**FENCED)
+    fleet.until_all(fleet.enqueue("slow_end", 1, seconds=ORPHAN_AFTER_S + 1))
+    [held] = fleet.enqueue("hold", 1, until=str(fleet.gate()))
+    fleet.until_started([held], pid=leader.pid)
+    leader.send(signal.SIGTERM)
+    until(lambda: leader.said("told to stop"), "it drains")
+    fleet.gate().touch()
+    assert leader.wait() == 0

@@ -104,6 +104,20 @@ def test_a_replica_that_runs_no_job_is_not_fenced(heart: Heart, lease: SimpleNam
     assert deadline(heart) is None
 
 
+@pytest.mark.parametrize("left", ["nothing", "executing", "claimed"])
+def test_at_the_end_the_fence_stands_only_while_a_job_is_in_doubt(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight, left: str
+) -> None:
+    lease.drop = lambda: None
+    if left == "executing":
+        run_job(inflight)
+    elif left == "claimed":
+        inflight._all[1, 1] = cast(Any, object())
+    heart.arm_fence()
+    heart.close()
+    assert (deadline(heart) is None) == (left == "nothing")
+
+
 def test_without_a_session_a_job_that_was_overlooked_is_fenced_again(
     heart: Heart, lease: SimpleNamespace, inflight: InFlight
 ) -> None:
