@@ -36,6 +36,7 @@ GC_OBJECTS = 50_000  # a collection per 700 objects, while thousands of jobs are
 SOFT_STOP = 0.75  # of the grace: jobs that still run are asked to stop
 HURRY_S = 2.0  # what is left of the grace when told to stop twice
 HARD_EXIT_S = 1.0  # from giving the last jobs back until the kernel ends this process
+END_S = 3.0  # for the services to end; who has not by then is not waited for
 RETURN_AFTER_S = 3.0  # those jobs are not claimed anew before this, well after the exit
 
 
@@ -49,6 +50,7 @@ class Daemon:
         self._registry = registry
         self._load_again = reload
         self._halt = threading.Event()
+        self._halt_heart = threading.Event()
         self._woken = threading.Event()
         self._signals: list[int] = []
         self._fatal: BaseException | None = None
@@ -87,17 +89,17 @@ class Daemon:
     def _run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        threads = [self._spawn(name, service) for name, service in self._replica.services.items()]
+        heart = self._spawn("heart", self._replica.heart, self._halt_heart)
+        threads = [self._spawn(name, service, self._halt) for name, service in self._replica.services.items()]
         log.info(
             "started",
             extra={"replica": self._replica.id, "version": __version__, "types": ",".join(self._registry.types)},
         )
         self._supervise()
         self._drain()
-        self._halt.set()
-        self._replica.wake_all()
-        for thread in threads:
-            thread.join(timeout=3.0)
+        self._end(threads, self._halt)
+        # Last: without its session this replica counts as gone, and whoever sees that for long enough ends the process.
+        self._end([heart], self._halt_heart)
         try:
             self._replica.leave()
         except (psycopg.Error, DispatcherError) as exc:
@@ -105,10 +107,17 @@ class Daemon:
         self._ops.stop()
         log.info("stopped", extra={"replica": self._replica.id})
 
-    def _spawn(self, name: str, service: Service) -> threading.Thread:
+    def _end(self, threads: list[threading.Thread], halt: threading.Event) -> None:
+        halt.set()
+        self._replica.wake_all()
+        until = time.monotonic() + END_S
+        for thread in threads:
+            thread.join(timeout=max(0.0, until - time.monotonic()))
+
+    def _spawn(self, name: str, service: Service, halt: threading.Event) -> threading.Thread:
         def serve() -> None:
             try:
-                while not self._halt.is_set():
+                while not halt.is_set():
                     service.step()
             except DispatcherError as exc:
                 self._fatal = exc

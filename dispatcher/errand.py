@@ -55,6 +55,8 @@ class Errand:
             self._soon = False
             self._stop.wait(SOON_S)
         self._woken.clear()
+        if self._stop.is_set():  # after the clearing: who stops us sets that first, then wakes us
+            return
         pause_s = STANDBY_S
         if self._leading():
             try:

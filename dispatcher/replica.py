@@ -55,7 +55,9 @@ class Service(Protocol):
 
 
 class Replica:
-    """Registers with the database as it is made; `services` are then to be run, each in a thread, until `halt`."""
+    """Registers with the database as it is made; the heart and the services are then to be run, each in a thread, the
+    services until `halt`, the heart until after them.
+    """
 
     def __init__(self, settings: Settings, registry: Registry, process: Process, *, halt: threading.Event) -> None:
         self._settings = settings
@@ -211,18 +213,18 @@ class Replica:
             metrics=metrics,
             stop=stop,
         )
+        self._listener = Listener(
+            open_session=self._opener("listener"),
+            channels=(f"dispatcher_{self._lease_number}", f"dispatcher_replica_{self.id}"),
+            heard=self._on_notification,
+            connected=self._on_listening,
+            metrics=metrics,
+            stop=stop,
+        )
         self.services: dict[str, Service] = {
-            "heart": self.heart,
             "completer": self._completer,
             "timekeeper": self.timekeeper,
-            "listener": Listener(
-                open_session=self._opener("listener"),
-                channels=(f"dispatcher_{self._lease_number}", f"dispatcher_replica_{self.id}"),
-                heard=self._on_notification,
-                connected=self._on_listening,
-                metrics=metrics,
-                stop=stop,
-            ),
+            "listener": self._listener,
             "stager": self._stager,
             "linker": self._linker,
             "scheduler": self._scheduler,
@@ -260,6 +262,7 @@ class Replica:
         """Lets every service come back from its wait, to see that it should end."""
         for wake in (
             self._completer.wake,
+            self._listener.wake,
             self._stager.wake,
             self._linker.wake,
             self._scheduler.wake,

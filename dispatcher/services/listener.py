@@ -7,9 +7,11 @@ without an answer it reconnects. After each reconnect everybody looks for what m
 from __future__ import annotations
 
 import logging
+import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import psycopg
@@ -54,6 +56,12 @@ class Listener:
         self._heard_at = 0.0
         self._asked_at: float | None = None
         self._pause_s = 0.0
+        self._wakes, self._waker = os.pipe()
+        weakref.finalize(self, _close, self._wakes, self._waker)
+
+    def wake(self) -> None:
+        """Lets every wait from now on return at once: it is to stop. Any thread."""
+        os.write(self._waker, b"x")
 
     def step(self) -> None:
         """Connects if need be, else waits for notifications, at most about a second."""
@@ -90,6 +98,7 @@ class Listener:
     def _receive(self, conn: Connection) -> None:
         poll = select.poll()  # select() fails on file numbers from 1024 on
         poll.register(conn, select.POLLIN)
+        poll.register(self._wakes, select.POLLIN)
         poll.poll(1000)
         for notification in conn.notifies(timeout=0):
             self._heard_at, self._asked_at = self._clock(), None
@@ -107,3 +116,8 @@ class Listener:
         elif now - self._heard_at > self._probe_every_s:
             self._asked_at = now
             notify(conn, self._channels[1], PROBE)
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)

@@ -77,6 +77,8 @@ class Rescuer:
     def step(self) -> None:
         """One look at all replicas, and the pause after it."""
         self._woken.clear()
+        if self._stop.is_set():  # after the clearing: who stops us sets that first, then wakes us
+            return
         try:
             self.look()
         except psycopg.Error as exc:

@@ -39,7 +39,7 @@ class Observer:
 
 
 @contextlib.contextmanager
-def watching(dsn: str, replica: int, *, leads: bool = True) -> Iterator[Observer]:
+def watching(dsn: str, replica: int, *, leads: bool = True, stop: threading.Event | None = None) -> Iterator[Observer]:
     clock, metrics = Clock(), Metrics()
     observer: Observer
 
@@ -60,7 +60,7 @@ def watching(dsn: str, replica: int, *, leads: bool = True) -> Iterator[Observer
         leading=lead,
         rescued=lambda: None,
         metrics=metrics,
-        stop=threading.Event(),
+        stop=stop or threading.Event(),
         clock=clock,
         chance=lambda: 0.5,
     )
@@ -329,3 +329,18 @@ def test_a_process_of_another_host_is_never_touched(
         observer.rescuer.look()
         assert process.poll() is None
     identity.close()
+
+
+def test_who_is_told_to_stop_does_not_look_again(dsn: str, conn: Connection) -> None:
+    """The stop and its wake-up may come between two steps: the wake-up is cleared then, and the stop is seen."""
+    stop = threading.Event()
+    with watching(dsn, register(conn), stop=stop) as observer:
+        stop.set()
+        observer.rescuer.wake()
+        step = threading.Thread(target=observer.rescuer.step, daemon=True)
+        step.start()
+        step.join(1.0)
+        ended = not step.is_alive()
+        observer.rescuer.wake()
+        step.join()
+    assert ended

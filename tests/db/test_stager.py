@@ -198,3 +198,18 @@ def test_job_enqueued_while_the_leader_was_awake_is_not_slept_over(conn: Connect
 
     staging.awake = awake
     assert staging.stager.turn() <= 0.06
+
+
+def test_a_stop_that_comes_before_the_wake_up_is_cleared_is_not_slept_over(dsn: str) -> None:
+    """The daemon sets the stop, then wakes: nothing else would end a wait of a minute."""
+    staging = Staging(dsn)
+    staging.leading = False
+    staging.stop.set()
+    staging.stager.wake()
+    step = threading.Thread(target=staging.stager.step, daemon=True)
+    step.start()
+    step.join(5.0)
+    ended = not step.is_alive()
+    staging.stager.wake()
+    step.join()
+    assert ended

@@ -9,6 +9,7 @@ from pathlib import Path
 from dispatcher import Context, Job, executor
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
+from dispatcher.services.pruner import Pruner
 from tests.events import append_event
 
 LOOK_S = 0.01
@@ -80,6 +81,13 @@ def hang(job: Job, ctx: Context) -> None:
     if job.attempt == 1:
         ctypes.PyDLL(None).sleep(60)
     note(job, "end")
+
+
+@executor("slow_service")
+def slow_service(job: Job, ctx: Context) -> None:
+    """Has a service of this replica take payload.seconds to end, as one that waits for the database may."""
+    note(job, "start")
+    setattr(Pruner, "close", lambda _pruner: time.sleep(job.payload["seconds"]))  # noqa: B010 - mypy allows no assignment
 
 
 @executor("slow_end")

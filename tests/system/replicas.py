@@ -126,12 +126,11 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for replica in self.replicas:
             replica.close()
-            if kind is not None:  # pytest shows it beside the failure
-                print(f"--- replica {replica.id}, process {replica.pid}")
-                print(replica.log_file.read_text()[-6000:])
+            print(f"--- replica {replica.id}, process {replica.pid}")  # pytest shows it beside a failure
+            print(replica.log_file.read_text()[-6000:])
         if self._conn is not None:
             self._conn.close()
 

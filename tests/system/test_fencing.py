@@ -296,3 +296,12 @@ def test_a_replica_that_is_slow_to_end_after_its_jobs_is_left_to_end(fleet: Flee
     until(lambda: leader.said("told to stop"), "it drains")
     fleet.gate().touch()
     assert leader.wait() == 0
+
+
+def test_a_replica_whose_service_is_slow_to_end_is_there_until_it_leaves(fleet: Fleet) -> None:
+    """It counts as present all the while: who is absent for orphan_after is ended by the others."""
+    leader, standby = fleet.start_pair(**FENCED)
+    fleet.until_all(fleet.enqueue("slow_service", 1, seconds=ORPHAN_AFTER_S + 2))
+    leader.send(signal.SIGTERM)
+    assert leader.wait() == 0
+    assert fleet.query("select id from dispatcher.replica") == [(standby.id,)], "it left nothing behind"
