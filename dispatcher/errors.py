@@ -64,6 +64,10 @@ class ScheduleNotFound(DispatcherError):
     """There is no schedule of this name."""
 
 
+class TokenNotFound(DispatcherError):
+    """There is no token with this id."""
+
+
 class InvalidSchedule(EnqueueError):
     """A cron expression or a time zone does not exist, or is never due."""
 

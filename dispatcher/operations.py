@@ -27,8 +27,9 @@ from dispatcher.options import (
     seconds,
 )
 from dispatcher.outcome import encode
-from dispatcher.queries import fleet, jobs, schedules
+from dispatcher.queries import fleet, jobs, schedules, serving
 from dispatcher.queries.operation import Operation, Pause
+from dispatcher.queries.serving import Shown
 from dispatcher.schema_check import compile_schema
 
 SCHEMA_AGE_S = 5.0  # a type's new schema is heeded after so long
@@ -57,6 +58,13 @@ class Operations:
         if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
         return (yield from jobs.enqueue_job(type, text, encoded))
+
+    def enqueue_shown(self, type: str, payload: Any, options: Options) -> Operation[Shown]:
+        """As enqueue, with what an answer shows of the job."""
+        text, encoded = encode_payload(payload), encode_options(options)
+        if fits := (yield from self._fits(checked_type(type))):
+            fits(json.loads(text))
+        return (yield from serving.enqueue_shown(type, text, encoded))
 
     def enqueue_text(self, type: str, text: str, options: Options) -> Operation[tuple[int, bool]]:
         """The same for a payload that comes as JSON text."""

@@ -129,6 +129,12 @@ class Settings(BaseSettings):
     metrics_port: int = Field(9464, ge=0, le=65535, description="0: any free port")
     api_host: str = Field("127.0.0.1", description="where the HTTP API listens")
     api_port: int = Field(8080, ge=0, le=65535, description="0: any free port")
+    api_max_body_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, le=1024**3, description="largest body of a request that brings many jobs"
+    )
+    max_pending: int = Field(
+        0, ge=0, le=10**9, description="pending jobs of a tenant that the HTTP API lets wait; 0: any"
+    )
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
     retention_succeeded: Duration = Field(timedelta(days=1), description="how long succeeded jobs are kept")

@@ -16,6 +16,8 @@ COMMANDS = {
     "schedule": ("dispatcher.cli.schedule", "Jobs by the calendar."),
     "leader": ("dispatcher.cli.leader", "Who leads; make it resign."),
     "replica": ("dispatcher.cli.replica", "The daemons."),
+    "api": ("dispatcher.cli.api", "Serve the HTTP API."),
+    "token": ("dispatcher.cli.token", "Who may use the HTTP API."),
     "dev": ("dispatcher.cli.dev", "A PostgreSQL and a replica of your own, until Ctrl-C."),
     "config": ("dispatcher.cli.config", "All settings, and where each comes from."),
     "version": ("dispatcher.cli.version", "The version."),

@@ -14,6 +14,7 @@ from dispatcher.filters import MAX_ID, Wanted, checked_limit, find_by
 from dispatcher.job import JobInfo, Page
 from dispatcher.queries.jobs import job_info, whole
 from dispatcher.queries.operation import Operation, Query
+from dispatcher.queries.serving import get_documents
 
 PAGE = 1_000  # jobs at once for a longer list
 
@@ -34,6 +35,14 @@ def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Pa
     return (yield from _page(wanted, params, _bounded("before", before), limit))
 
 
+def page_documents(wanted: Wanted, *, before: int | None, limit: int) -> Operation[tuple[list[str], int | None]]:
+    """The same as JSON texts, and the `before` of the page behind."""
+    params = yield from _params(wanted)
+    ids, following = yield from _ids(wanted, params, _bounded("before", before), limit)
+    found = (yield from get_documents(ids, wanted.states)) if ids else []
+    return [document.text for document in found], following
+
+
 def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[list[JobInfo]]:
     """The newest, over as many pages as it takes."""
     checked_limit(limit, least=0)
@@ -48,12 +57,16 @@ def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[li
 
 
 def _page(wanted: Wanted, params: dict[str, Any], before: int, limit: int) -> Operation[Page]:
-    name = find_by(wanted)
-    ids, following = yield from _find(name, wanted, params, before, limit)
-    if ids is None:  # too many to sort, or too many turns: by the walk that finds any job
-        ids, following = yield from _find("find_jobs", wanted, params, before, limit)
+    ids, following = yield from _ids(wanted, params, before, limit)
     rows = (yield Query("list_jobs", {"ids": ids, "states": params["states"]}, reads=True)) if ids else []
     return Page([job_info(row) for row in rows], following)
+
+
+def _ids(wanted: Wanted, params: dict[str, Any], before: int, limit: int) -> Operation[tuple[list[int], int | None]]:
+    ids, following = yield from _find(find_by(wanted), wanted, params, before, limit)
+    if ids is None:  # too many to sort, or too many turns: by the walk that finds any job
+        ids, following = yield from _find("find_jobs", wanted, params, before, limit)
+    return ids or [], following
 
 
 def _find(

@@ -12,20 +12,23 @@ create table dispatcher.access (
 
 -- The one list of what belongs to which level, by name: all functions of a name, and what does not exist is left out.
 -- enqueue: may put jobs in, cancel and retry them, and see the state of a job; not payloads, results or errors.
--- read: may see everything about all jobs. operate: enqueue, read, and control of types, schedules and ended jobs.
+-- read: may see everything about all jobs. operate: enqueue, read, control of types, schedules and ended
+-- jobs, and what the HTTP API needs.
 -- run: what the daemon does, for a role that does not own the schema: all but what is of the level owner; listed are functions
 -- that users call in a transaction of their own with such a role. owner: granted to nobody.
 create function dispatcher.access_rights() returns table (level text, kind text, name text, privilege text)
 immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'enqueue', 'function', f.name, 'execute' from unnest(array[
-        'enqueue', 'enqueue_unique', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel', 'retry']) f (name)
+        'enqueue', 'enqueue_unique', 'enqueue_shown', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel',
+        'retry']) f (name)
     union all
     select 'read', 'function', f.name, 'execute' from unnest(array[
         'explain', 'count_ended', 'match_jobs', 'lease_lock', 'liveness_lock', 'holds_lock']) f (name)
     union all
     select 'operate', 'function', f.name, 'execute' from unnest(array[
         'pause', 'resume', 'set_limit', 'add_schedule', 'remove_schedule', 'pause_schedule', 'resume_schedule',
-        'trigger_schedule', 'retry_where', 'retry_step', 'purge', 'purge_step']) f (name)
+        'trigger_schedule', 'retry_where', 'retry_step', 'purge', 'purge_step', 'create_token', 'find_token', 'revoke_token',
+        'note_token_use', 'take_key', 'keep_answer', 'note_audit']) f (name)
     union all
     select 'run', 'function', f.name, 'execute' from unnest(array['complete', 'checkpoint']) f (name)
     union all
@@ -40,6 +43,8 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'read', 'table', t.name, 'select' from unnest(array[
         'job', 'jobs', 'type', 'types', 'claim', 'lease', 'replica', 'control', 'throttle', 'batch', 'batches', 'dependency',
         'schedule', 'schedules', 'migration']) t (name)
+    union all
+    select 'operate', 'table', t.name, 'select' from unnest(array['tokens', 'audit']) t (name)
     union all
     select 'owner', 'table', t.name, 'all' from unnest(array['access', 'migration']) t (name)
 $$;

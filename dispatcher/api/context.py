@@ -1,0 +1,195 @@
+"""What a request works with: the parts of the server, who asks, and the ways to write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeVar
+
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.responses import Response
+
+from dispatcher.api.database import Database
+from dispatcher.api.hub import Hub
+from dispatcher.api.pending import PendingLimit
+from dispatcher.api.problems import ApiError
+from dispatcher.api.reader import Reader
+from dispatcher.api.tokens import BadToken, Principal, Role, Tokens
+from dispatcher.operations import Operations
+from dispatcher.queries.operation import Operation
+from dispatcher.queries.serving import Answer, keep_answer, note_audit, take_key
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs operations: the pool, each for itself, or one transaction."""
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Runs one."""
+
+
+Act = Callable[[Runner], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The parts of one server."""
+
+    db: Database
+    reader: Reader
+    tokens: Tokens
+    hub: Hub
+    pending: PendingLimit
+    operations: Operations
+
+
+def api_of(request: Request) -> Api:
+    """The server that a request came to."""
+    api: Api = request.app.state.api
+    return api
+
+
+_bearer = HTTPBearer(auto_error=False, description="A token that `dispatcher token create` has shown.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+TheApi = Annotated[Api, Depends(api_of)]
+
+
+async def _principal(request: Request, given: Credentials) -> Principal:
+    if given is None:
+        raise ApiError(
+            401, "a bearer token is needed: dispatcher token create makes one", {"WWW-Authenticate": "Bearer"}
+        )
+    try:
+        return await api_of(request).tokens.principal(given.credentials)
+    except BadToken as exc:
+        raise ApiError(401, str(exc), {"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
+
+
+TheCaller = Annotated[Principal, Depends(_principal)]
+
+
+async def _writer(caller: TheCaller) -> Principal:
+    return _with_role(caller, Role.WRITE)
+
+
+async def _admin(caller: TheCaller) -> Principal:
+    return _with_role(caller, Role.ADMIN)
+
+
+async def _operator(caller: TheCaller) -> Principal:
+    return _of_all_tenants(_with_role(caller, Role.ADMIN))
+
+
+async def _overseer(caller: TheCaller) -> Principal:
+    return _of_all_tenants(caller)
+
+
+Writer = Annotated[Principal, Depends(_writer)]
+"""May enqueue, cancel and retry."""
+Admin = Annotated[Principal, Depends(_admin)]
+"""May do that, and administer what is its tenant's own."""
+Operator = Annotated[Principal, Depends(_operator)]
+"""May administer what concerns all tenants."""
+Overseer = Annotated[Principal, Depends(_overseer)]
+"""May see what concerns all tenants."""
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[!-~]+$",
+        description="Any text, new for each request that is meant. The same request with the same key, within a day, does "
+        "nothing and gets the first answer again.",
+    ),
+]
+
+
+def _with_role(caller: Principal, role: Role) -> Principal:
+    if caller.role < role:
+        raise ApiError(403, f"this needs the role {role.name.lower()}; the token has {caller.role.name.lower()}")
+    return caller
+
+
+def _of_all_tenants(caller: Principal) -> Principal:
+    if caller.tenant is not None:
+        raise ApiError(403, "this concerns all tenants, and the token is of one")
+    return caller
+
+
+async def write(
+    request: Request,
+    caller: Principal,
+    act: Act,
+    *,
+    key: str | None = None,
+    atomic: bool = False,
+    audit: Audit | None = None,
+) -> Response:
+    """Does something and answers. With a key: once, and what was answered first is answered again; `atomic`: all of it
+    or nothing; `audit`: and it is on record."""
+    db = api_of(request).db
+    if key is None and not atomic and audit is None:
+        return respond(await act(db))
+    async with db.transaction() as transaction:
+        if key is None:
+            answer = await act(transaction)
+        else:
+            tenant = caller.tenant or ""
+            busy, same, first = await transaction.run(take_key(tenant, key, await _digest(request)))
+            if busy:
+                raise ApiError(409, "the first request with this Idempotency-Key is under way", {"Retry-After": "1"})
+            if not same:
+                raise ApiError(409, "this Idempotency-Key came with another request before")
+            if first is not None:
+                return respond(first, {"Idempotency-Replayed": "true"})
+            answer = await act(transaction)
+            await transaction.run(keep_answer(tenant, key, answer))
+        if audit is not None:
+            await transaction.run(
+                note_audit(
+                    token_id=caller.token_id,
+                    token_name=caller.name,
+                    tenant=caller.tenant,
+                    action=audit.action,
+                    target=audit.target,
+                    details=audit.details,
+                    address=request.client.host if request.client else None,
+                )
+            )
+    return respond(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an administrator does."""
+
+    action: str
+    target: str
+    details: dict[str, Any]
+
+
+def answer(status: int, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+    """An answer with a JSON body, or with none."""
+    text = "" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return Answer(status, headers or {}, text)
+
+
+def respond(given: Answer, more: dict[str, str] | None = None) -> Response:
+    """As a response."""
+    return Response(
+        given.body, given.status, {**given.headers, **(more or {})}, "application/json" if given.body else None
+    )
+
+
+async def _digest(request: Request) -> bytes:
+    head = f"{request.method} {request.url.path}?{request.url.query}\n"
+    return hashlib.sha256(head.encode() + await request.body()).digest()
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat().replace("+00:00", "Z")

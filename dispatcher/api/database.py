@@ -1,0 +1,203 @@
+"""The API's way to PostgreSQL: a pool, and a pulse that knows at once when the database is away.
+
+A pool alone would let requests wait for a database that does not answer. The pulse has a connection of its own and
+asks each PULSE_EVERY_S; without an answer all connections are cut, so that what waits fails now, and whatever comes is
+refused at once until the database answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from dispatcher import connecting
+from dispatcher.db import first_line
+from dispatcher.errors import DatabaseUnavailable, DispatcherError
+from dispatcher.queries.operation import Operation, Pause, Query, Rows, ask_async, failure, perform_async
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[TupleRow]
+
+PULSE_EVERY_S = 0.5
+PULSE_WITHIN_S = 0.8  # a database that needs longer for nothing is away
+WAIT_S = 0.8  # for a connection of the pool: then 503, within a second of the request
+WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
+STATEMENT_MS = 10_000
+AWAY = "the database does not answer; try again in a moment"
+_PING = connecting.BACKEND
+
+log = logging.getLogger("dispatcher.api")
+
+
+class Database:
+    """Runs operations. Raises DatabaseUnavailable, within a second, while the database is away."""
+
+    def __init__(self, dsn: str, *, connections: int) -> None:
+        self._params = connecting.client_params(dsn) | {"application_name": "dispatcher api", "connect_timeout": 2}
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            kwargs=self._params,
+            min_size=min(2, connections),
+            max_size=connections,
+            open=False,
+            timeout=WAIT_S,
+            max_waiting=WAITING,
+            reconnect_timeout=5.0,
+            configure=_configure,
+            name="api",
+        )
+        self._busy: set[Connection] = set()
+        self._pulse: asyncio.Task[None] | None = None
+        self.away: str | None = "not connected yet"
+        """Why nothing can be asked now; None while the database answers."""
+
+    async def open(self) -> None:
+        """Begins to connect; does not wait for the database to be there."""
+        await self._pool.open(wait=False)
+        self._pulse = asyncio.create_task(self._keep_pulse(), name="pulse")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while self.away is not None:
+                    await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+            await asyncio.gather(self._pulse, return_exceptions=True)
+        await self._pool.close(timeout=1.0)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Runs an operation whose statements stand each for itself; no connection is held while it pauses."""
+        try:
+            step = next(operation)
+            while True:
+                match step:
+                    case Pause(seconds=seconds):
+                        await asyncio.sleep(seconds)
+                        step = operation.send([])
+                    case Query():
+                        try:
+                            async with self.connection() as conn:
+                                rows = await _ask(conn, step)
+                        except (psycopg.Error, UnicodeError) as exc:
+                            step = operation.throw(failure(exc))
+                        else:
+                            step = operation.send(rows)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """One transaction for several operations; commits at the end, rolls back where an error leaves it."""
+        try:
+            async with self.connection() as conn, conn.transaction():
+                yield Transaction(conn)
+        except (psycopg.Error, UnicodeError) as exc:
+            raise failure(exc) from exc
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool; it goes back whatever happens."""
+        if self.away is not None:
+            raise DatabaseUnavailable(AWAY)
+        try:
+            conn = await self._pool.getconn()
+        except (PoolTimeout, TooManyRequests, PoolClosed) as exc:
+            raise DatabaseUnavailable(AWAY) from exc
+        self._busy.add(conn)
+        try:
+            yield conn
+        finally:
+            self._busy.discard(conn)
+            await self._pool.putconn(conn)
+
+    async def session(self, name: str) -> Connection:
+        """A connection beside the pool, for as long as the caller likes; raises DatabaseUnavailable."""
+        with connecting.explained():
+            return await psycopg.AsyncConnection.connect(**{**self._params, "application_name": f"dispatcher {name}"})
+
+    async def _keep_pulse(self) -> None:
+        conn: Connection | None = None
+        while True:
+            try:
+                async with asyncio.timeout(PULSE_WITHIN_S):
+                    if conn is None:
+                        conn = await self.session("api pulse")
+                    await ask_async(conn, _PING)
+            except (psycopg.Error, DispatcherError, TimeoutError, OSError) as exc:
+                self._note(first_line(exc) if str(exc) else "no answer in time")
+                await end(conn)
+                conn = None
+            except asyncio.CancelledError:
+                await end(conn)
+                raise
+            else:
+                self._note(None)
+            await asyncio.sleep(PULSE_EVERY_S)
+
+    def _note(self, away: str | None) -> None:
+        if away is not None:
+            if self.away is None:
+                log.warning("the database is away: %s", away)
+            for conn in list(self._busy):
+                cut(conn)
+        elif self.away is not None:
+            log.info("the database answers")
+        self.away = away
+
+
+class Transaction:
+    """Operations in one transaction."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Runs one without pauses."""
+        return await perform_async(self._conn, operation)
+
+
+def cut(conn: Connection) -> None:
+    """Ends a connection from below: a wait on it fails at once, and no farewell waits for a server that is silent."""
+    with contextlib.suppress(OSError, psycopg.Error):
+        end = socket.socket(fileno=os.dup(conn.fileno()))
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        finally:
+            end.close()
+
+
+async def end(conn: Connection | None) -> None:
+    """Ends a connection without a farewell that could wait."""
+    if conn is not None:
+        cut(conn)
+        await conn.close()
+
+
+async def _configure(conn: Connection) -> None:
+    await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    if connecting.is_direct(conn, await ask_async(conn, connecting.BACKEND)):
+        conn.prepare_threshold = connecting.WHEN_ASKED
+        await ask_async(conn, Query("limit_statements", {"milliseconds": str(STATEMENT_MS)}))
+
+
+async def _ask(conn: Connection, query: Query) -> Rows:
+    try:
+        return await ask_async(conn, query, prepare=query.often)
+    except connecting.UNPREPARED:
+        if conn.prepare_threshold is None:
+            raise
+        conn.prepare_threshold = None
+        return await ask_async(conn, query)
+    except connecting.UNDONE:  # as it may by the role's default isolation level, which is not ours
+        async with conn.transaction():
+            return await ask_async(conn, query)

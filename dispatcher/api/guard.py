@@ -1,0 +1,89 @@
+"""Keeps a request within its bounds before anything reads it: bytes of the body as they come, and time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dispatcher.api.problems import problem
+
+BODY_S = 20.0  # for the body to arrive
+REQUEST_S = 30.0
+UNBOUNDED = "/events"  # a stream goes on
+LONGEST_WAIT_S = 60.0
+
+Most = Callable[[str], int]
+
+
+class Guard:
+    """`most` says how many bytes the body of a request for a path may have."""
+
+    def __init__(self, app: ASGIApp, most: Most) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            most = self._most(path)
+            if _announced(scope) > most:
+                await _too_large(most)(scope, receive, send)
+                return
+            receive = _bounded(receive, most)
+        if path.endswith(UNBOUNDED):
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(REQUEST_S + (LONGEST_WAIT_S if b"wait=" in scope["query_string"] else 0.0)):
+                await self._app(scope, receive, watched)
+        except TimeoutError:
+            if begun:
+                raise
+            answer = problem(503, f"the request took more than {REQUEST_S:.0f} s", headers={"Retry-After": "1"})
+            await answer(scope, receive, send)
+
+
+def _announced(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0  # the server has refused what is no number
+    return 0
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    read = 0
+
+    async def bounded() -> Message:
+        nonlocal read
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {BODY_S:.0f} s") from None
+        read += len(message.get("body", b""))
+        if read > most:
+            raise HTTPException(413, _words(most), {"Connection": "close"})
+        return message
+
+    return bounded
+
+
+def _too_large(most: int) -> ASGIApp:
+    return problem(413, _words(most), headers={"Connection": "close"})
+
+
+def _words(most: int) -> str:
+    return f"the body has more than {most} bytes"

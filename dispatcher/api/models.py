@@ -1,0 +1,387 @@
+"""What goes in and out, as the OpenAPI document shows it. Times are ISO 8601 with a zone, durations seconds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+)
+
+from dispatcher.job import State
+from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY
+
+MAX_DEPTH = 100
+MAX_ID = 2**63 - 1
+MOST_JOBS = 10_000
+CENTURY_S = 100 * 365 * 86400 - 1
+
+
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+Id = Annotated[StrictInt, Field(ge=1, le=MAX_ID)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+TypeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,200}$")]
+Payload = Annotated[dict[str, Any], AfterValidator(_shallow)]
+Duration = Annotated[
+    Annotated[float, Field(ge=0, le=CENTURY_S, strict=True)]
+    | Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(ms|s|min|h|d)$")],
+    Field(description="Seconds, or a text such as `5s`, `15min`, `1d`."),
+]
+Timeout = Annotated[
+    Annotated[float, Field(ge=0.001, le=CENTURY_S, strict=True)]
+    | Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(ms|s|min|h|d)$")],
+    Field(description="Seconds, or a text such as `5s`, `15min`, `1d`."),
+]
+
+
+class Strict(BaseModel):
+    """What comes in: a field that is not known is an error, so that no option is misspelt in vain."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobOptions(Strict):
+    """What may be said about a job besides its type and its payload."""
+
+    priority: Annotated[StrictInt, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = Field(
+        None, description="Lower runs first."
+    )
+    run_at: AwareDatetime | None = Field(None, description="Not before this time; or give `delay`.")
+    delay: Duration | None = None
+    tenant: Name | None = Field(
+        None, description="By default the token's; another one only with a token of all tenants."
+    )
+    max_attempts: Annotated[StrictInt, Field(ge=1, le=MAX_PRIORITY)] | None = None
+    timeout: Timeout | None = None
+    after: list[Id] | None = Field(None, max_length=1000, description="Runs once these jobs have ended.")
+    on_failure: Literal["cancel", "run"] | None = Field(
+        None, description="What becomes of it where one of `after` does not succeed."
+    )
+
+
+class JobRequest(JobOptions):
+    """A job to be enqueued."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"type": "hello", "payload": {"name": "you"}, "delay": "5s"}]}
+    )
+    type: TypeName
+    payload: Payload = Field(default_factory=dict)
+    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=150)] | None = Field(
+        None, description="At most one unfinished job of the type has this key; the first one is answered."
+    )
+    parent: Id | None = Field(None, description="An open batch that it joins.")
+
+
+class CallbackRequest(Strict):
+    """A job that runs once a batch has ended."""
+
+    type: TypeName
+    payload: Payload = Field(default_factory=dict)
+    priority: Annotated[StrictInt, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = None
+    delay: Duration | None = None
+    max_attempts: Annotated[StrictInt, Field(ge=1, le=MAX_PRIORITY)] | None = None
+    timeout: Timeout | None = None
+
+
+class BatchRequest(JobOptions):
+    """Jobs of one type under one that stands for them all."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"type": "hello", "payloads": [{"name": "Ann"}, {"name": "Bob"}], "callback": {"type": "hello"}}
+            ]
+        },
+    )
+    type: TypeName
+    payloads: list[Payload] = Field(min_length=1, max_length=MOST_JOBS)
+    callback: CallbackRequest | None = None
+
+
+class LimitRequest(Strict):
+    """What is given is changed; null gives way to what the code and the settings say."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"limit": 4, "rate": "100/min"}]})
+    limit: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    tenant_limit: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    rate: (
+        Annotated[float, Field(ge=0.001, le=1_000_000, strict=True)]
+        | Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}/(s|min|h|d)$")]
+        | None
+    ) = Field(None, description="Starts a second, or a text such as `100/min`.")
+    burst: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    tenant: Name | None = Field(None, description="`limit` is this tenant's own.")
+
+
+class ScheduleRequest(Strict):
+    """A schedule to be added, or changed if there is one of this name."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "nightly", "cron": "0 3 * * *", "zone": "Europe/Berlin", "type": "hello"}]
+        },
+    )
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]{1,100}$")]
+    cron: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    type: TypeName
+    payload: Payload = Field(default_factory=dict)
+    zone: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "UTC"
+    catch_up: Literal["skip", "one", "all"] = "one"
+    priority: Annotated[StrictInt, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] | None = None
+    tenant: Name | None = None
+    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=150)] | None = None
+    max_attempts: Annotated[StrictInt, Field(ge=1, le=MAX_PRIORITY)] | None = None
+    timeout: Timeout | None = None
+
+
+class Created(BaseModel):
+    """A job that was enqueued, or the unfinished one with its unique key."""
+
+    id: int
+    state: State
+    created_at: datetime
+    created: StrictBool = Field(description="False: it was there already.")
+
+
+class CreatedMany(BaseModel):
+    """The jobs, in the order in which they were given."""
+
+    ids: list[int]
+    created: int = Field(description="How many are new; the others were there already, by their unique keys.")
+
+
+class CreatedBatch(BaseModel):
+    """A batch that was enqueued."""
+
+    id: int
+    total: int
+
+
+class JobError(BaseModel):
+    """An error of one attempt."""
+
+    model_config = ConfigDict(extra="allow")
+    at: str | None = None
+    attempt: int | None = None
+    kind: str | None = None
+    message: str | None = None
+
+
+class JobView(BaseModel):
+    """A job."""
+
+    id: int
+    type: str
+    tenant: str | None
+    state: State
+    priority: int
+    progress: float
+    progress_message: str | None
+    attempt: int
+    failures: int
+    max_attempts: int | None
+    timeout: float | None = Field(description="Seconds.")
+    unique_key: str | None
+    parent_id: int | None
+    owner: int | None
+    cancel_requested: bool
+    timed_out: bool
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    result_url: str | None
+    payload: dict[str, Any]
+    result: Any
+    errors: list[JobError]
+
+
+class JobPage(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[JobView]
+    next: str | None = Field(description="The `cursor` of the page behind this one; null at the end.")
+
+
+class StateView(BaseModel):
+    """What became of a job."""
+
+    id: int
+    state: State = Field(description="`running` where its owner was asked to stop it.")
+
+
+class BatchView(BaseModel):
+    """A batch; the eight counts by state make up the total, exactly."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    tenant: str | None
+    state: State
+    type: str
+    total: int
+    scheduled: int
+    blocked: int
+    pending: int
+    running: int
+    succeeded: int
+    partial: int
+    failed: int
+    canceled: int
+    cancel_requested: bool
+    callback_id: int | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class ReasonView(BaseModel):
+    """One reason."""
+
+    model_config = ConfigDict(from_attributes=True)
+    kind: str
+    text: str
+    details: dict[str, Any]
+
+
+class ExplanationView(BaseModel):
+    """Why a job does not run, the most decisive reason first."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    state: State
+    summary: str
+    reasons: list[ReasonView]
+    ahead: int | None
+
+
+class TypeView(BaseModel):
+    """A type of job, what holds for it, and how many there are. Counts may be some seconds old; ended ones are kept for a while."""
+
+    name: str
+    description: str
+    limit: int | None
+    limit_from: str | None
+    tenant_limit: int | None
+    tenant_limit_from: str | None
+    tenant_limits: dict[str, int]
+    rate: float | None
+    rate_from: str | None
+    burst: int | None
+    burst_from: str | None
+    timeout: float
+    max_attempts: int
+    max_payload_bytes: int
+    payload_schema: dict[str, Any] | None
+    published_at: datetime
+    paused_at: datetime | None
+    paused_by: str | None
+    counts: dict[str, int]
+
+
+class TypeList(BaseModel):
+    """All types, by name."""
+
+    types: list[TypeView]
+
+
+class PauseView(BaseModel):
+    """Whether it is paused now, and whether that is new."""
+
+    paused: bool
+    changed: bool
+
+
+class ScheduleView(BaseModel):
+    """A schedule."""
+
+    model_config = ConfigDict(from_attributes=True)
+    name: str
+    cron: str
+    zone: str
+    type: str
+    payload: dict[str, Any]
+    options: dict[str, Any]
+    catch_up: str
+    paused_at: datetime | None
+    paused_by: str | None
+    next_at: datetime | None
+    last_at: datetime | None
+    last_job_id: int | None
+    error: str | None
+    created_at: datetime
+    changed_at: datetime
+    changed_by: str
+
+
+class ScheduleList(BaseModel):
+    """All schedules, by name."""
+
+    schedules: list[ScheduleView]
+
+
+class ReplicaView(BaseModel):
+    """One daemon, living or just gone."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: int
+    lease: str
+    host: str
+    pid: int
+    version: str
+    types: list[str]
+    started_at: datetime
+    alive: bool
+    leads: bool
+    running: int
+
+
+class ReplicaList(BaseModel):
+    """All daemons."""
+
+    replicas: list[ReplicaView]
+
+
+class LeaderView(BaseModel):
+    """Who leads, in which term, since when."""
+
+    model_config = ConfigDict(from_attributes=True)
+    lease: str
+    term: int
+    replica: int
+    host: str | None
+    pid: int | None
+    version: str | None
+    since: datetime
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field("about:blank", description="Names the kind of problem for programs.")
+    title: str
+    status: int
+    detail: str = ""
+    errors: list[dict[str, Any]] | None = Field(None, description="What is wrong where, in a body or a query.")

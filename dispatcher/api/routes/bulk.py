@@ -1,0 +1,136 @@
+"""Many jobs in one call."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.responses import Response
+
+from dispatcher.api.context import Api, IdempotencyKey, Runner, TheApi, Writer, answer, write
+from dispatcher.api.models import MOST_JOBS, CreatedMany, JobRequest
+from dispatcher.api.problems import ApiError
+from dispatcher.api.routes.docs import REPLAYED, good, problems
+from dispatcher.api.routes.jobs import check_references, options_of
+from dispatcher.errors import EnqueueError
+from dispatcher.options import Options
+from dispatcher.queries.serving import Answer
+
+router = APIRouter(tags=["jobs"])
+_REQUESTS: TypeAdapter[list[JobRequest]] = TypeAdapter(list[JobRequest])
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/JobRequest"},
+                "minItems": 1,
+                "maxItems": MOST_JOBS,
+            }
+        },
+        "application/x-ndjson": {
+            "schema": {"type": "string", "description": "A job a line."},
+            "example": '{"type": "hello"}\n{"type": "hello", "payload": {"name": "you"}}\n',
+        },
+    },
+}
+
+
+@router.post(
+    "/jobs:batch",
+    status_code=202,
+    summary="Enqueue many jobs, all or none",
+    openapi_extra={"requestBody": _BODY},
+    responses={202: good("They were enqueued.", CreatedMany, REPLAYED), **problems(400, 403, 409, 413, 415, 429)},
+)
+async def create_jobs(
+    request: Request,
+    api: TheApi,
+    caller: Writer,
+    content_type: Annotated[str, Header(include_in_schema=False)] = "",
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Up to 10,000 jobs as a JSON list, or as NDJSON: a job a line. An error names the first one that is wrong, from 0."""
+    jobs = _read(content_type, await request.body())
+    options = [options_of(caller, job) for job in jobs]
+    for tenant, count in Counter(one.get("tenant") or "" for one in options).items():
+        await api.pending.take(tenant, count)
+
+    async def act(runner: Runner) -> Answer:
+        ids, created = [0] * len(jobs), 0
+        for places in _groups(jobs, options):
+            job, shared = jobs[places[0]], options[places[0]]
+            await check_references(runner, caller, job.after, job.parent)
+            made = await _enqueue(
+                api, runner, job.type, shared, [(place, jobs[place], options[place]) for place in places]
+            )
+            for place, (id, new) in zip(places, made, strict=True):
+                ids[place] = id
+                created += new
+        return answer(202, {"ids": ids, "created": created})
+
+    return await write(request, caller, act, key=idempotency_key, atomic=True)
+
+
+async def _enqueue(
+    api: Api, runner: Runner, type: str, shared: Options, jobs: Sequence[tuple[int, JobRequest, Options]]
+) -> Iterable[tuple[int, bool]]:
+    """Jobs of one type whose options differ at most in their unique keys: (id, whether it is new)."""
+    payloads = [job.payload for _, job, _ in jobs]
+    keys = [options.get("unique_key") for _, _, options in jobs]
+    plain = Options(**{name: value for name, value in shared.items() if name != "unique_key"})  # type: ignore[typeddict-item]
+    try:
+        if any(keys):
+            return await runner.run(api.operations.enqueue_many_unique(type, payloads, keys, plain))
+        return [(id, True) for id in await runner.run(api.operations.enqueue_many(type, payloads, plain))]
+    except EnqueueError as exc:
+        number, colon, rest = str(exc).removeprefix("payload ").partition(": ")
+        if colon and number.isdecimal():
+            raise exc.__class__(f"job {jobs[int(number) - 1][0]}: {rest}") from None
+        raise exc.__class__(f"job {jobs[0][0]}: {exc}") from None
+
+
+def _groups(jobs: Sequence[JobRequest], options: Sequence[Options]) -> Iterable[list[int]]:
+    """Places of jobs that one statement can enqueue, in the order of their first one."""
+    groups: dict[str, list[int]] = {}
+    for place, (job, given) in enumerate(zip(jobs, options, strict=True)):
+        named = sorted((name, str(value)) for name, value in given.items() if name != "unique_key")
+        groups.setdefault(f"{job.type} {named}", []).append(place)
+    return groups.values()
+
+
+def _read(content_type: str, body: bytes) -> list[JobRequest]:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in ("application/x-ndjson", "application/ndjson"):
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        for number, line in enumerate(lines):  # or two lines that are no JSON by themselves could be some together
+            _check_json(line, f"line {number}")
+        body = b"[" + b",".join(lines) + b"]"
+    elif kind == "application/json":
+        _check_json(body, "the body")
+    else:
+        raise ApiError(415, "send application/json, a list, or application/x-ndjson, a job a line")
+    try:
+        jobs = _REQUESTS.validate_json(body)
+    except ValidationError as exc:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in _errors(exc)]) from None
+    if not 1 <= len(jobs) <= MOST_JOBS:
+        raise ApiError(422, f"give 1 to {MOST_JOBS} jobs; these are {len(jobs)}")
+    return jobs
+
+
+def _check_json(text: bytes, what: str) -> None:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        raise ApiError(400, f"{what} is not JSON") from None
+
+
+def _errors(exc: ValidationError) -> list[Any]:
+    return list(exc.errors(include_url=False, include_context=False, include_input=False))

@@ -1,0 +1,70 @@
+"""What becomes of a job, as it happens: server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from starlette.responses import Response, StreamingResponse
+
+from dispatcher.api.context import Api, TheApi, TheCaller
+from dispatcher.api.hub import stamp
+from dispatcher.api.routes.docs import problems
+from dispatcher.api.routes.jobs import JobId, see
+from dispatcher.queries.serving import Progress
+
+HEARTBEAT_S = 15.0
+RECONNECT_MS = 1000
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/jobs/{id}/events",
+    summary="State and progress of a job as they happen",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "`state` and `progress` events, until the job has ended.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: state\nid: 0f3c\ndata: {"id": 1, "state": "running", "progress": 0.0}\n\n',
+                }
+            },
+        },
+        **problems(404),
+    },
+)
+async def events(
+    api: TheApi, caller: TheCaller, id: JobId, last_event_id: Annotated[str | None, Header(max_length=200)] = None
+) -> Response:
+    """The first event tells how it is now, unless `Last-Event-ID` says that this is known. A slow reader misses steps, not the
+    end. The stream ends with the job; it may end before, then a client connects again."""
+    await see(api, caller, id)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(api, id, last_event_id), 200, headers, "text/event-stream")
+
+
+async def _stream(api: Api, id: int, seen: str | None) -> AsyncIterator[str]:
+    yield f"retry: {RECONNECT_MS}\n\n"
+    last: Progress | None = None
+    with api.hub.subscribe(id) as subscription:
+        while not api.hub.closing.is_set():
+            changed = await api.hub.wait(subscription, HEARTBEAT_S)
+            now = subscription.latest
+            if not changed:
+                yield ": still here\n\n"
+            elif now is not None and now != last and stamp(now) != seen:
+                seen = stamp(now)
+                yield _event(last, now, seen)
+            last = now or last
+            if subscription.over:
+                return
+
+
+def _event(last: Progress | None, now: Progress, name: str) -> str:
+    moved = last is None or (last.state, last.attempt) != (now.state, now.attempt)
+    return f"event: {'state' if moved else 'progress'}\nid: {name}\ndata: {json.dumps(now._asdict())}\n\n"

@@ -1,0 +1,264 @@
+"""Jobs: create, look at, list, cancel, run again, explain."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from pydantic import AwareDatetime
+from starlette.responses import Response
+
+from dispatcher.api import scope
+from dispatcher.api.context import Api, IdempotencyKey, Runner, TheApi, TheCaller, Writer, answer, respond, write
+from dispatcher.api.models import (
+    MAX_ID,
+    Created,
+    ExplanationView,
+    JobPage,
+    JobRequest,
+    JobView,
+    StateView,
+)
+from dispatcher.api.problems import ApiError
+from dispatcher.api.routes.docs import ETAG, LOCATION, REPLAYED, good, problems
+from dispatcher.api.tokens import Principal
+from dispatcher.errors import InvalidOption, JobNotFound
+from dispatcher.filters import Wanted
+from dispatcher.job import FINAL, State
+from dispatcher.options import Options
+from dispatcher.outcome import encode
+from dispatcher.queries.explain import explain_job
+from dispatcher.queries.listing import page_documents
+from dispatcher.queries.serving import Answer, Document, get_owners
+from dispatcher.settings import parse_duration
+
+LONGEST_WAIT_S = 60.0
+MOST = 500
+
+router = APIRouter(tags=["jobs"])
+JobId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a job.")]
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    summary="Enqueue a job",
+    responses={
+        202: good("It was enqueued.", Created, LOCATION | REPLAYED),
+        200: good("An unfinished job has the unique key.", Created, LOCATION | REPLAYED),
+        **problems(400, 403, 409, 413, 429),
+    },
+)
+async def create_job(
+    request: Request, api: TheApi, caller: Writer, job: JobRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Answers as soon as the job is in the database: it ends in a final state, whatever dies."""
+    options = options_of(caller, job)
+    await api.pending.take(options.get("tenant") or "", 1)
+
+    async def act(runner: Runner) -> Answer:
+        await check_references(runner, caller, job.after, job.parent)
+        shown = await runner.run(api.operations.enqueue_shown(job.type, job.payload, options))
+        return answer(202 if shown.created else 200, shown._asdict(), {"Location": f"/jobs/{shown.id}"})
+
+    return await write(request, caller, act, key=idempotency_key)
+
+
+@router.get(
+    "/jobs",
+    response_model=JobPage,
+    summary="List jobs",
+    responses={200: good("A page.", headers={"Link": {"schema": {"type": "string"}}}), **problems()},
+)
+async def list_jobs(
+    request: Request,
+    api: TheApi,
+    caller: TheCaller,
+    type: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    state: Annotated[list[State] | None, Query(description="One or several.")] = None,
+    tenant: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    parent: Annotated[int | None, Query(ge=1, le=MAX_ID, description="The id of a batch.")] = None,
+    kind: Annotated[
+        str | None, Query(min_length=1, max_length=200, description="Of the last error, such as `timeout`.")
+    ] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Of the job's end or, before that, of its creation.")
+    ] = None,
+    until: AwareDatetime | None = None,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[1-9][0-9]{0,17}$", description="The `next` of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
+) -> Response:
+    """The newest first. A page is found in milliseconds however many jobs there are, so it may be short, or empty, while
+    `next` says that there is more. Jobs that come and go meanwhile are neither shown twice nor do they hide others."""
+    if caller.tenant is not None and tenant not in (None, caller.tenant):
+        return respond(answer(200, {"jobs": [], "next": None}))
+    wanted = Wanted.make(
+        type=type,
+        state=state or None,
+        tenant=caller.tenant or tenant,
+        kind=kind,
+        since=since,
+        until=until,
+        parent=parent,
+    )
+    before = None if cursor is None else int(cursor)
+    texts, following = await api.db.run(page_documents(wanted, before=before, limit=limit))
+    shown = "null" if following is None else f'"{following}"'
+    headers = {}
+    if following is not None:
+        headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
+    return Response(f'{{"jobs":[{",".join(texts)}],"next":{shown}}}', 200, headers, "application/json")
+
+
+@router.get(
+    "/jobs/{id}",
+    response_model=JobView,
+    summary="Look at a job",
+    responses={200: good("The job.", headers=ETAG), 304: good("It is as it was.", headers=ETAG), **problems(404)},
+)
+async def get_job(
+    api: TheApi,
+    caller: TheCaller,
+    id: JobId,
+    wait: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[0-9]{1,5}(ms|s|min)?$", description="Until it has ended, at most so long: `30s`; 60 s at most."
+        ),
+    ] = None,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Response:
+    """With `wait` the answer comes once the job has ended, or when the time is over, whatever its state is then."""
+    found = await see(api, caller, id)
+    if wait is not None and found.state not in FINAL:
+        await _until_ended(api, id, min(LONGEST_WAIT_S, parse_duration(wait).total_seconds()))
+        found = await see(api, caller, id)
+    body = found.text.encode()
+    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    if if_none_match is not None and _matches(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(body, 200, {"ETag": tag, "Cache-Control": "no-cache"}, "application/json")
+
+
+@router.get(
+    "/jobs/{id}/result",
+    response_model=Any,
+    summary="The result of a job",
+    responses={
+        200: good("What its executor returned."),
+        303: good("The result is in the store.", headers=LOCATION),
+        **problems(404, 409),
+    },
+)
+async def get_result(api: TheApi, caller: TheCaller, id: JobId) -> Response:
+    """404 until there is one; 409 for a job that failed or was canceled."""
+    job = await see(api, caller, id)
+    if job.state not in FINAL:
+        raise ApiError(404, f"job {id} is {job.state}: it has no result yet")
+    if job.state in (State.FAILED, State.CANCELED):
+        raise ApiError(409, f"job {id} {'failed' if job.state == State.FAILED else 'was canceled'}: it has no result")
+    shown = JobView.model_validate_json(job.text)
+    if shown.result_url is not None:
+        return Response(status_code=303, headers={"Location": shown.result_url})
+    return Response(encode(shown.result), 200, media_type="application/json")
+
+
+@router.post(
+    "/jobs/{id}/cancel",
+    response_model=StateView,
+    summary="Cancel a job",
+    responses={200: good("Canceled, or asked to stop.", headers=REPLAYED), **problems(403, 404, 409)},
+)
+async def cancel_job(
+    request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """`running`: its owner was asked to stop it. Of a batch, all its open jobs."""
+    await see(api, caller, id)
+
+    async def act(runner: Runner) -> Answer:
+        return answer(200, {"id": id, "state": await runner.run(api.operations.cancel(id))})
+
+    return await _changed(api, id, await write(request, caller, act, key=idempotency_key))
+
+
+@router.post(
+    "/jobs/{id}/retry",
+    response_model=StateView,
+    summary="Run a job again",
+    responses={200: good("It is to run again.", headers=REPLAYED), **problems(403, 404, 409)},
+)
+async def retry_job(
+    request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """An ended job again, a scheduled one at once; of a batch, its failed and canceled jobs."""
+    await see(api, caller, id)
+
+    async def act(runner: Runner) -> Answer:
+        return answer(200, {"id": id, "state": await runner.run(api.operations.retry(id))})
+
+    return await _changed(api, id, await write(request, caller, act, key=idempotency_key))
+
+
+@router.get(
+    "/jobs/{id}/explain", response_model=ExplanationView, summary="Why a job does not run", responses=problems(404)
+)
+async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
+    """What it waits for, which limit is reached, whether anybody leads; the most decisive reason first."""
+    await see(api, caller, id)
+    return scope.shown_explanation(caller.tenant, await api.db.run(explain_job(id)))
+
+
+async def see(api: Api, caller: Principal, id: int) -> Document:
+    """The job, if the caller may see it; what it may not see does not exist."""
+    found = await api.reader.get(id)
+    if found is None or caller.tenant not in (None, found.tenant):
+        raise JobNotFound(f"there is no job {id}")
+    return found
+
+
+def options_of(caller: Principal, given: Any, names: Sequence[str] = ()) -> Options:
+    """What a body says about a job, as the operations take it, within the caller's tenant."""
+    options: dict[str, Any] = {
+        name: value for name in names or Options.__annotations__ if (value := getattr(given, name, None)) is not None
+    }
+    if caller.tenant is not None:
+        if options.setdefault("tenant", caller.tenant) != caller.tenant:
+            raise ApiError(403, "the token is of another tenant")
+        if options.get("parent") is not None:
+            del options["tenant"]  # a batch's jobs are of its tenant
+    if (key := options.get("unique_key")) is not None:
+        options["unique_key"] = scope.stored_key(caller.tenant, key)
+    return options  # type: ignore[return-value] # by its names
+
+
+async def check_references(runner: Runner, caller: Principal, after: Sequence[int] | None, parent: int | None) -> None:
+    """Refuses jobs that the caller cannot see as if they did not exist."""
+    ids = [*(after or ()), *([] if parent is None else [parent])]
+    if caller.tenant is None or not ids:
+        return
+    owners = await runner.run(get_owners(ids))
+    for id in ids:
+        if owners.get(id) != caller.tenant:
+            raise InvalidOption(f"option {'parent' if id == parent else 'after'!r}: there is no job {id}")
+
+
+async def _changed(api: Api, id: int, response: Response) -> Response:
+    api.hub.look(id)
+    return response
+
+
+async def _until_ended(api: Api, id: int, seconds: float) -> None:
+    with api.hub.subscribe(id) as subscription:
+        until = time.monotonic() + seconds
+        while not subscription.over and not api.hub.closing.is_set() and (left := until - time.monotonic()) > 0:
+            await api.hub.wait(subscription, left)
+
+
+def _matches(given: str, tag: str) -> bool:
+    return given.strip() == "*" or tag in re.split(r"\s*,\s*", given.replace("W/", "").strip())

@@ -1,0 +1,128 @@
+"""Serves the application: sockets, signals, systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from dispatcher import sdnotify
+from dispatcher.api.app import Bounds, create_app
+from dispatcher.api.protocol import BoundedProtocol
+from dispatcher.errors import SettingsError
+from dispatcher.settings import Settings
+
+FIRST_FD = 3  # as in sd_listen_fds(3)
+BACKLOG = 2048
+CONNECTIONS = 8
+KEEP_ALIVE_S = 75
+
+log = logging.getLogger("dispatcher.api")
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or Ctrl-C; then finishes what is in flight, within shutdown_grace. Raises SettingsError."""
+    bounds = Bounds(
+        max_payload_bytes=settings.max_payload_bytes,
+        max_body_bytes=settings.api_max_body_bytes,
+        max_pending=settings.max_pending,
+        connections=CONNECTIONS,
+    )
+    app = create_app(settings.dsn.get_secret_value(), bounds)
+    sockets = inherited_sockets() or [listen(settings.api_host, settings.api_port)]
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # whoever wants one has it from the proxy in front
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace.total_seconds())),
+    )
+    server = Server(config, app, sockets)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(server.serve(sockets))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, except that a signal ends streams and long polls first, and that the process then ends with status 0."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, sockets: list[socket.socket]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._sockets = sockets
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; then tells systemd and the log."""
+        await super().startup(sockets)
+        if self.should_exit:
+            return
+        sdnotify.notify("READY=1")
+        for one in self._sockets:
+            address = one.getsockname()
+            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            log.info("serves", extra={"address": where})
+            if not isinstance(address, str) and not _is_loopback(address[0]):
+                log.warning(
+                    "listens beyond this host without TLS: put a proxy that does TLS in front, or tokens can be read on the way",
+                    extra={"address": where},
+                )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Without raising them again at the end, as uvicorn would."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self._told, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _told(self, number: signal.Signals) -> None:
+        log.info("told to stop", extra={"signal": number.name})
+        sdnotify.notify("STOPPING=1")
+        self.force_exit = self.should_exit  # told twice: at once
+        self.should_exit = True
+        self._app.state.api.hub.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises SettingsError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as exc:
+        reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
+        raise SettingsError(f"cannot listen on api_host {host!r}, api_port {port}: {reason}") from exc
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """Those that systemd has opened for this process."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    return [socket.socket(fileno=fd) for fd in range(FIRST_FD, FIRST_FD + count)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
