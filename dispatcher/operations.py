@@ -61,10 +61,14 @@ class Operations:
 
     def enqueue_shown(self, type: str, payload: Any, options: Options) -> Operation[Shown]:
         """As enqueue, with what an answer shows of the job."""
+        return (yield from serving.enqueue_shown(*(yield from self.prepared(type, payload, options))))
+
+    def prepared(self, type: str, payload: Any, options: Options) -> Operation[tuple[str, str, str]]:
+        """A job that is checked and ready to be sent: type, payload and options as JSON texts."""
         text, encoded = encode_payload(payload), encode_options(options)
         if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
-        return (yield from serving.enqueue_shown(type, text, encoded))
+        return type, text, encoded
 
     def enqueue_text(self, type: str, text: str, options: Options) -> Operation[tuple[int, bool]]:
         """The same for a payload that comes as JSON text."""

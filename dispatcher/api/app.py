@@ -21,9 +21,9 @@ from dispatcher.api.context import Api
 from dispatcher.api.database import Database
 from dispatcher.api.guard import Guard
 from dispatcher.api.hub import Hub
+from dispatcher.api.jobs import Jobs
 from dispatcher.api.models import Problem
 from dispatcher.api.pending import PendingLimit
-from dispatcher.api.reader import Reader
 from dispatcher.api.routes import batches, bulk, events, fleet, jobs, schedules, types
 from dispatcher.api.tokens import Tokens
 from dispatcher.errors import DispatcherError
@@ -55,7 +55,7 @@ def create_app(dsn: str, bounds: Bounds) -> FastAPI:
         hub = Hub(db)
         app.state.api = Api(
             db=db,
-            reader=Reader(db),
+            jobs=Jobs(db),
             tokens=Tokens(db),
             hub=hub,
             pending=PendingLimit(db, bounds.max_pending),

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from dispatcher.api.database import Database
 from dispatcher.api.hub import Hub
+from dispatcher.api.jobs import Jobs
 from dispatcher.api.pending import PendingLimit
 from dispatcher.api.problems import ApiError
-from dispatcher.api.reader import Reader
 from dispatcher.api.tokens import BadToken, Principal, Role, Tokens
 from dispatcher.operations import Operations
 from dispatcher.queries.operation import Operation
@@ -40,11 +40,16 @@ class Api:
     """The parts of one server."""
 
     db: Database
-    reader: Reader
+    jobs: Jobs
     tokens: Tokens
     hub: Hub
     pending: PendingLimit
     operations: Operations
+
+
+async def the_api(request: Request) -> Api:
+    """The same, as a dependency: what is not async would be sent to a thread."""
+    return api_of(request)
 
 
 def api_of(request: Request) -> Api:
@@ -55,7 +60,7 @@ def api_of(request: Request) -> Api:
 
 _bearer = HTTPBearer(auto_error=False, description="A token that `dispatcher token create` has shown.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-TheApi = Annotated[Api, Depends(api_of)]
+TheApi = Annotated[Api, Depends(the_api)]
 
 
 async def _principal(request: Request, given: Credentials) -> Principal:

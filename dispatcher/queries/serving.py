@@ -11,7 +11,6 @@ from dispatcher.job import State
 from dispatcher.outcome import encode
 from dispatcher.queries.operation import Operation, Query
 
-
 COUNTED = 20_000
 
 
@@ -57,6 +56,14 @@ def enqueue_shown(type: str, payload: str, options: str) -> Operation[Shown]:
     """Enqueues a job; `payload` and `options` are JSON texts."""
     rows = yield Query("enqueue_shown", {"type": type, "payload": payload, "options": options}, often=True)
     return Shown._make(rows[0])
+
+
+def enqueue_group(jobs: Sequence[tuple[str, str, str]]) -> Operation[list[Shown]]:
+    """The same for several, all or none: (type, payload, options) each."""
+    types, payloads, options = zip(*jobs, strict=True)
+    params = {"types": list(types), "payloads": "\n".join(payloads), "options": "\n".join(options)}
+    rows = yield Query("enqueue_group", params, often=True)
+    return [Shown._make(row) for row in rows]
 
 
 def get_documents(ids: Sequence[int], states: Sequence[State] | None = None) -> Operation[list[Document]]:

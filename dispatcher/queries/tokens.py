@@ -42,16 +42,16 @@ class FoundToken:
     expires_in_s: float | None
 
 
-def create_token(name: str, tenant: str | None, role: str, hash: bytes, lifetime_s: float | None) -> Operation[int]:
+def create_token(name: str, tenant: str | None, role: str, digest: bytes, lifetime_s: float | None) -> Operation[int]:
     """The new token's id; raises InvalidOption."""
-    params = {"name": name, "tenant": tenant, "role": role, "hash": hash, "lifetime_s": lifetime_s}
+    params = {"name": name, "tenant": tenant, "role": role, "hash": digest, "lifetime_s": lifetime_s}
     rows = yield Query("create_token", params)
     return int(rows[0][0])
 
 
-def find_token(hash: bytes) -> Operation[FoundToken | None]:
+def find_token(digest: bytes) -> Operation[FoundToken | None]:
     """The token with this SHA-256."""
-    rows = yield Query("find_token", {"hash": hash}, reads=True, often=True)
+    rows = yield Query("find_token", {"hash": digest}, reads=True, often=True)
     return FoundToken(*rows[0]) if rows else None
 
 

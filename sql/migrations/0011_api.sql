@@ -130,3 +130,14 @@ begin
     select e.id, e.created into id, created from dispatcher.enqueue_unique(type, payload, options) e;
     select j.state, j.created_at into state, created_at from dispatcher.job j where j.id = enqueue_shown.id;
 end $$;
+
+-- Jobs of many callers in one transaction, in their order; all or none, so that a caller whose job is wrong is found by itself.
+create function dispatcher.enqueue_group(types text[], payloads jsonb[], options jsonb[])
+returns table (id bigint, created boolean, state text, created_at timestamptz)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    for place in 1 .. cardinality(types) loop
+        return query select e.id, e.created, e.state, e.created_at
+                     from dispatcher.enqueue_shown(types[place], payloads[place], options[place]) e;
+    end loop;
+end $$;

@@ -38,6 +38,9 @@ from dispatcher.settings import parse_duration
 
 LONGEST_WAIT_S = 60.0
 MOST = 500
+ALONE = frozenset(
+    {"unique_key", "after", "parent"}
+)  # jobs with these meet others, so they have a transaction of their own
 
 router = APIRouter(tags=["jobs"])
 JobId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a job.")]
@@ -61,8 +64,11 @@ async def create_job(
     await api.pending.take(options.get("tenant") or "", 1)
 
     async def act(runner: Runner) -> Answer:
-        await check_references(runner, caller, job.after, job.parent)
-        shown = await runner.run(api.operations.enqueue_shown(job.type, job.payload, options))
+        if runner is api.db and not options.keys() & ALONE:
+            shown = await api.jobs.enqueue(await runner.run(api.operations.prepared(job.type, job.payload, options)))
+        else:
+            await check_references(runner, caller, job.after, job.parent)
+            shown = await runner.run(api.operations.enqueue_shown(job.type, job.payload, options))
         return answer(202 if shown.created else 200, shown._asdict(), {"Location": f"/jobs/{shown.id}"})
 
     return await write(request, caller, act, key=idempotency_key)
@@ -216,7 +222,7 @@ async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
 
 async def see(api: Api, caller: Principal, id: int) -> Document:
     """The job, if the caller may see it; what it may not see does not exist."""
-    found = await api.reader.get(id)
+    found = await api.jobs.get(id)
     if found is None or caller.tenant not in (None, found.tenant):
         raise JobNotFound(f"there is no job {id}")
     return found
