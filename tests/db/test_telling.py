@@ -366,6 +366,7 @@ def ask_until_told(fleet: Fleet, listening: Connection) -> list[int]:
 def test_claim_progress_and_end_of_a_job_are_heard_and_nothing_unwatched(fleet: Fleet, listening: Connection) -> None:
     unwatched = fleet.enqueue("quick", 20)
     fleet.until_all(unwatched)
+    fleet.until_all(fleet.enqueue("quick"))  # once it is recorded, the groups before it have been told, were they to be
     told = ask_until_told(fleet, listening)
     report, gate = fleet.gate("report"), fleet.gate("end")
     (id,) = fleet.enqueue("halfway", report=str(report), until=str(gate))
