@@ -39,6 +39,7 @@ from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
 from dispatcher.sql import statement
 from dispatcher.store import Store, open_store
+from dispatcher.telling import Teller
 from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
@@ -117,6 +118,7 @@ class Replica:
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
+        self._teller = Teller(metrics=metrics)
         aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
         self._completer = Completer(
             open_session=self._opener("completer"),
@@ -124,6 +126,7 @@ class Replica:
             metrics=metrics,
             settled=self._on_settled,
             failed=aftermath.failed,
+            changed=self._teller.tell,
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
@@ -150,6 +153,7 @@ class Replica:
             pool=pool,
             before_run=lambda: self.heart.arm_fence(),  # noqa: PLW0108 - the heart is made below, and needs this
             metrics=metrics,
+            changed=self._teller.tell,
             aging_s=s.priority_aging.total_seconds() or None,
         )
         self._dispatch.set_limits(s.limits)
@@ -344,6 +348,8 @@ class Replica:
                 self.heart.ask_to_resign(int(rest) if rest else None)
             case "check":
                 self.heart.look_at_own()
+            case "watch":
+                self._teller.heard()
             case _:
                 log.warning("a notification nobody understands", extra={"channel": channel, "payload": payload[:100]})
 

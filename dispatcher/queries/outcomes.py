@@ -105,6 +105,11 @@ def wake_leader(conn: Connection, lease: int) -> None:
     conn.execute(statement("wake_leader"), {"lease": lease})
 
 
+def tell_events(conn: Connection, payloads: Sequence[str]) -> None:
+    """Tells whoever watches jobs which of them have changed."""
+    conn.execute(statement("tell_events"), {"payloads": payloads})
+
+
 def _finish_plain(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
     ids, attempts = [outcome.job_id for outcome in outcomes], [outcome.attempt for outcome in outcomes]
     params = {"ids": array(ids), "attempts": array(attempts)}

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
 
@@ -39,7 +39,9 @@ REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.error
 
 
 class Completer:
-    """Settles what ends here. `settled` is told of each group: whether a job was put back, whether one left a mark."""
+    """Settles what ends here. `settled` is told of each group: whether a job was put back, whether one left a mark.
+    `changed` is told which jobs have ended, were put back or have got further, and must not raise: that is recorded.
+    """
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Completer:
         metrics: Metrics,
         settled: Callable[[Connection, bool, bool], None],
         failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
+        changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +60,7 @@ class Completer:
         self._metrics = metrics
         self._settled = settled
         self._failed = failed
+        self._changed = changed
         self._stop = stop
         self._clock = clock
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
@@ -187,6 +191,8 @@ class Completer:
         self._count(answered, done)
         self._inflight.remove(answered)
         self._settled(conn, bool(back), any(done.values()))
+        # Not only what is in `done`: an outcome may have been recorded by the job itself, or before an answer was lost.
+        self._changed(conn, (execution.claimed.id for execution in answered))
 
     def _finish(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
         results = [_outcome(execution) for execution in group]
@@ -279,6 +285,9 @@ class Completer:
                 self._timed_out |= timed_out
             if not isinstance(exc, psycopg.errors.LockNotAvailable):  # somebody's lock on the whole table is no loss
                 raise
+        else:
+            if progress:
+                self._changed(conn, (id for id, _attempt in progress))
 
     def _write_progress(self, conn: Connection, progress: dict[tuple[int, int], tuple[float, str | None]]) -> None:
         """Where a row is locked it waits for the next time, unless there is newer progress by then.

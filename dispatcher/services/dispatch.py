@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -68,7 +68,9 @@ class Pool(Protocol):
 
 
 class Dispatch:
-    """Claims for `replica`, in the term and on the session it is given."""
+    """Claims for `replica`, in the term and on the session it is given. `changed` is told which jobs were claimed, and
+    must not raise: they run.
+    """
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Dispatch:
         pool: Pool,
         before_run: Callable[[], None],
         metrics: Metrics,
+        changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
         aging_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,6 +93,7 @@ class Dispatch:
         self._pool = pool
         self._before_run = before_run
         self._metrics = metrics
+        self._changed = changed
         self._clock = clock
         self._capacity = Capacity(registry=registry, inflight=inflight)
         self._lanes = Lanes(registry=registry, capacity=self._capacity, aging_s=aging_s, clock=clock)
@@ -356,6 +360,7 @@ class Dispatch:
             self._metrics.claim_seconds.observe(claimed_at - began)
             self._metrics.claim_size.observe(len(rows))
             self._hand_over(rows, claimed_at)
+            self._changed(conn, (row.id for row in rows))  # last: no job waits for it
         return len(rows)
 
     def _claim_rows(self, conn: Connection, takes: list[Take]) -> list[Claimed]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dispatcher.db import Connection
 from dispatcher.executor import Executor, Registry
@@ -51,6 +51,7 @@ class Leading:
         owner: int = OWNER,
         aging_s: float | None = None,
         executors: Sequence[Executor] = (A, B, LIMITED),
+        changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
     ) -> None:
         self.conn = conn
         self.pool = Collector(threads)
@@ -65,6 +66,7 @@ class Leading:
             pool=self.pool,
             before_run=lambda: None,
             metrics=self.metrics,
+            changed=changed,
             aging_s=aging_s,
             clock=lambda: self.now,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,7 +108,13 @@ def as_job(claimed: Claimed) -> Job:
 class Settling:
     """A completer with what it needs, driven step by step."""
 
-    def __init__(self, dsn: str, open_session: Callable[[], Connection] | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        open_session: Callable[[], Connection] | None = None,
+        *,
+        changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
+    ) -> None:
         self.metrics = Metrics()
         self.inflight = InFlight()
         self.told: list[bool] = []
@@ -117,6 +123,7 @@ class Settling:
             inflight=self.inflight,
             metrics=self.metrics,
             settled=lambda _conn, rescheduled, _marked: self.told.append(rescheduled),
+            changed=changed,
             stop=threading.Event(),
         )
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from dispatcher import Context, Job, executor
+from dispatcher import Context, Job, executor, telling
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
 from dispatcher.services.pruner import Pruner
@@ -42,6 +42,18 @@ def hold(job: Job, ctx: Context) -> str:
         raise
     note(job, "end")
     return "held"
+
+
+@executor("halfway", max_attempts=20, backoff=AT_ONCE)
+def halfway(job: Job, ctx: Context) -> None:
+    """Reports progress once the file payload.report is there, and goes on until the file payload.until is."""
+    note(job, "start")
+    for name in ("report", "until"):
+        while not Path(job.payload[name]).exists():
+            ctx.sleep(LOOK_S)
+        if name == "report":
+            ctx.progress(50)
+    note(job, "end")
 
 
 def _ignore(job: Job, ctx: Context) -> str:
@@ -81,6 +93,13 @@ def hang(job: Job, ctx: Context) -> None:
     if job.attempt == 1:
         ctypes.PyDLL(None).sleep(60)
     note(job, "end")
+
+
+@executor("garble")
+def garble(job: Job, ctx: Context) -> None:
+    """Has this replica tell whoever watches what PostgreSQL refuses."""
+    note(job, "start")
+    setattr(telling, "payloads", lambda _ids: ["x" * 8000])  # noqa: B010 - mypy allows no assignment
 
 
 @executor("slow_service")

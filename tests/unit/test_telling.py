@@ -1,0 +1,74 @@
+"""When replicas tell of jobs, and in what words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from dispatcher.db import Connection
+from dispatcher.metrics import Metrics
+from dispatcher.telling import MAX_IDS, MAX_PAYLOAD, WATCHED_FOR_S, Teller, payloads
+
+NO_SESSION = cast(Connection, None)  # whoever used it would fail
+
+
+class Clock:
+    """Turned by the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # as on a machine that has just been booted
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_nothing_is_told_before_somebody_watches() -> None:
+    teller = Teller(metrics=Metrics(), clock=Clock())
+    assert not teller.wanted
+
+
+def test_window_ends_unless_somebody_asks_again() -> None:
+    clock = Clock()
+    teller = Teller(metrics=Metrics(), clock=clock)
+    teller.heard()
+    assert teller.wanted
+    clock.now += WATCHED_FOR_S - 0.1
+    assert teller.wanted
+    teller.heard()
+    clock.now += WATCHED_FOR_S - 0.1
+    assert teller.wanted
+    clock.now += 0.2
+    assert not teller.wanted
+    teller.heard()
+    assert teller.wanted
+
+
+def test_ids_are_not_even_looked_at_while_nobody_watches() -> None:
+    def ids() -> Iterator[int]:
+        raise AssertionError("a step for each job")
+        yield
+
+    Teller(metrics=Metrics(), clock=Clock()).tell(NO_SESSION, ids())
+
+
+def test_without_a_job_nothing_is_sent() -> None:
+    teller = Teller(metrics=Metrics(), clock=Clock())
+    teller.heard()
+    teller.tell(NO_SESSION, [])
+    assert payloads([]) == []
+
+
+@pytest.mark.parametrize("first", [1, 9_500, 10**12, 2**63 - 1 - MAX_IDS])
+@pytest.mark.parametrize("count", [1, 2, 400, 1000, MAX_IDS])
+def test_payloads_hold_every_id_once_and_fit(first: int, count: int) -> None:
+    ids = list(range(first, first + count))
+    texts = payloads(ids)
+    assert [int(id) for text in texts for id in text.split(",")] == ids
+    assert max(map(len, texts)) <= MAX_PAYLOAD
+    assert len(texts) <= 1 + sum(len(text) for text in texts) // (MAX_PAYLOAD // 2), "needlessly many"
+
+
+def test_ids_past_counting_are_told_in_one_word() -> None:
+    assert payloads(range(MAX_IDS + 1)) == ["*"]
