@@ -72,8 +72,8 @@ def create_app(dsn: str, bounds: Bounds) -> FastAPI:
         version=__version__,
         summary="Background jobs on PostgreSQL",
         description=(
-            "Times are ISO 8601 in UTC, durations seconds. Errors are problems as in RFC 9457. A token of a tenant sees what is "
-            "that tenant's; anything else does not exist for it."
+            "Times are ISO 8601 in UTC, durations seconds. Errors are problems as in RFC 9457. A token of a tenant "
+            "sees what is that tenant's; anything else does not exist for it."
         ),
         license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=lifespan,

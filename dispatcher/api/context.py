@@ -108,8 +108,8 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=200,
         pattern=r"^[!-~]+$",
-        description="Any text, new for each request that is meant. The same request with the same key, within a day, does "
-        "nothing and gets the first answer again.",
+        description="Any text, new for each request that is meant. The same request with the same key, within a day, "
+        "does nothing and gets the first answer again.",
     ),
 ]
 

@@ -33,7 +33,6 @@ WAIT_S = 0.8  # for a connection of the pool: then 503, within a second of the r
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
 STATEMENT_MS = 10_000
 AWAY = "the database does not answer; try again in a moment"
-_PING = connecting.BACKEND
 
 log = logging.getLogger("dispatcher.api")
 
@@ -127,22 +126,22 @@ class Database:
 
     async def _keep_pulse(self) -> None:
         conn: Connection | None = None
-        while True:
-            try:
-                async with asyncio.timeout(PULSE_WITHIN_S):
-                    if conn is None:
-                        conn = await self.session("api pulse")
-                    await ask_async(conn, _PING)
-            except (psycopg.Error, DispatcherError, TimeoutError, OSError) as exc:
-                self._note(first_line(exc) if str(exc) else "no answer in time")
-                await end(conn)
-                conn = None
-            except asyncio.CancelledError:
-                await end(conn)
-                raise
-            else:
-                self._note(None)
-            await asyncio.sleep(PULSE_EVERY_S)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(PULSE_WITHIN_S):
+                        if conn is None:
+                            conn = await self.session("api pulse")
+                        await ask_async(conn, connecting.BACKEND)
+                except (psycopg.Error, DispatcherError, TimeoutError, OSError) as exc:
+                    self._note(first_line(exc) if str(exc) else "no answer in time")
+                    await end(conn)
+                    conn = None
+                else:
+                    self._note(None)
+                await asyncio.sleep(PULSE_EVERY_S)
+        finally:
+            await end(conn)
 
     def _note(self, away: str | None) -> None:
         if away is not None:

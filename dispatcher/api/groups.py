@@ -1,7 +1,7 @@
-"""Groups what many requests ask of the database at once: whatever comes while a statement is under way goes with the next.
+"""Groups what many requests ask of the database: what comes while a statement is under way goes with the next.
 
-Alone, a request waits for nobody; busy, the groups grow by themselves. A statement begins after all its requests came, so
-that a reader is shown whatever was committed before it asked.
+Alone, a request waits for nobody; busy, the groups grow by themselves. A statement begins after all its requests came,
+so that a reader is shown whatever was committed before it asked.
 """
 
 from __future__ import annotations

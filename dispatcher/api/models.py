@@ -278,7 +278,7 @@ class ExplanationView(BaseModel):
 
 
 class TypeView(BaseModel):
-    """A type of job, what holds for it, and how many there are. Counts may be some seconds old; ended ones are kept for a while."""
+    """A type of job, what holds for it, and how many have not succeeded, by state, counted up to 20,000."""
 
     name: str
     description: str

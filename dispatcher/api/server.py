@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import uvicorn
@@ -38,6 +39,13 @@ def serve(settings: Settings) -> None:
     )
     app = create_app(settings.dsn.get_secret_value(), bounds)
     sockets = inherited_sockets() or [listen(settings.api_host, settings.api_port)]
+    server = make_server(app, sockets, grace_s=settings.shutdown_grace.total_seconds())
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve(sockets))
+
+
+def make_server(app: FastAPI, sockets: list[socket.socket], *, grace_s: float) -> Server:
+    """A server for these listening sockets, to be run by `serve`; what is in flight at the end has `grace_s`."""
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -45,19 +53,18 @@ def serve(settings: Settings) -> None:
         loop="uvloop",
         lifespan="on",
         log_config=None,
+        log_level="warning",
         access_log=False,  # whoever wants one has it from the proxy in front
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace.total_seconds())),
+        timeout_graceful_shutdown=max(1, round(grace_s)),
     )
-    server = Server(config, app, sockets)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(server.serve(sockets))
+    return Server(config, app, sockets)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, except that a signal ends streams and long polls first, and that the process then ends with status 0."""
+    """uvicorn's, except that a signal ends streams and long polls first, and that the process ends with status 0."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, sockets: list[socket.socket]) -> None:
         super().__init__(config)
@@ -76,7 +83,7 @@ class Server(uvicorn.Server):
             log.info("serves", extra={"address": where})
             if not isinstance(address, str) and not _is_loopback(address[0]):
                 log.warning(
-                    "listens beyond this host without TLS: put a proxy that does TLS in front, or tokens can be read on the way",
+                    "listens beyond this host without TLS: let a proxy in front do TLS, or tokens are read on the way",
                     extra={"address": where},
                 )
 
@@ -84,7 +91,8 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Without raising them again at the end, as uvicorn would."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
         for number in numbers:
             loop.add_signal_handler(number, self._told, number)
         try:
@@ -95,10 +103,15 @@ class Server(uvicorn.Server):
 
     def _told(self, number: signal.Signals) -> None:
         log.info("told to stop", extra={"signal": number.name})
-        sdnotify.notify("STOPPING=1")
         self.force_exit = self.should_exit  # told twice: at once
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes no more connections, ends streams and long polls, finishes the rest. In the server's own thread."""
+        sdnotify.notify("STOPPING=1")
         self.should_exit = True
-        self._app.state.api.hub.stop()
+        if (api := getattr(self._app.state, "api", None)) is not None:
+            api.hub.stop()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,9 +15,10 @@ class TokensFront(Front):
     def create_token(
         self, name: str, *, tenant: str | None = None, role: str = "write", expires: Duration | None = None
     ) -> tuple[int, str]:
-        """Makes a token of the HTTP API: its id, and the token itself, which is stored nowhere and cannot be shown again.
+        """Makes a token of the HTTP API: its id, and the token itself, which is stored nowhere and never shown again.
 
-        `tenant`: it sees this one only, otherwise all. `role`: read; write, which may enqueue, cancel and retry; or admin.
+        `tenant`: it sees this one only, otherwise all. `role`: read; write, which may enqueue, cancel and retry;
+        or admin.
         `expires`: in so long, by default never. Raises InvalidOption.
         """
         token = new_token()

@@ -8,6 +8,7 @@ import pytest
 
 from dispatcher.db import Connection
 from tests.db.running import Settling, publish, session
+from tests.db.serving import Served
 
 
 @pytest.fixture
@@ -24,3 +25,11 @@ def settling(dsn: str) -> Iterator[Settling]:
     settling = Settling(dsn)
     yield settling
     settling.completer.close()
+
+
+@pytest.fixture
+def api(dsn: str, conn: Connection) -> Iterator[Served]:
+    """A server of the HTTP API; the types quick and slow are known, and nobody runs them."""
+    publish(conn)
+    with Served(dsn) as served:
+        yield served

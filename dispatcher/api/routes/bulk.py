@@ -56,7 +56,7 @@ async def create_jobs(
     content_type: Annotated[str, Header(include_in_schema=False)] = "",
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Up to 10,000 jobs as a JSON list, or as NDJSON: a job a line. An error names the first one that is wrong, from 0."""
+    """Up to 10,000 as a JSON list, or as NDJSON, a job a line. An error names the first that is wrong, from 0."""
     jobs = _read(content_type, await request.body())
     options = [options_of(caller, job) for job in jobs]
     for tenant, count in Counter(one.get("tenant") or "" for one in options).items():
@@ -64,7 +64,8 @@ async def create_jobs(
 
     async def act(runner: Runner) -> Answer:
         ids, created = [0] * len(jobs), 0
-        for places in _groups(jobs, options):
+        first = _first_with_their_key(jobs)
+        for places in _groups(jobs, options, [place for place, its_first in enumerate(first) if its_first == place]):
             job, shared = jobs[places[0]], options[places[0]]
             await check_references(runner, caller, job.after, job.parent)
             made = await _enqueue(
@@ -73,7 +74,7 @@ async def create_jobs(
             for place, (id, new) in zip(places, made, strict=True):
                 ids[place] = id
                 created += new
-        return answer(202, {"ids": ids, "created": created})
+        return answer(202, {"ids": [ids[place] for place in first], "created": created})
 
     return await write(request, caller, act, key=idempotency_key, atomic=True)
 
@@ -96,12 +97,21 @@ async def _enqueue(
         raise exc.__class__(f"job {jobs[0][0]}: {exc}") from None
 
 
-def _groups(jobs: Sequence[JobRequest], options: Sequence[Options]) -> Iterable[list[int]]:
+def _first_with_their_key(jobs: Sequence[JobRequest]) -> list[int]:
+    """For each job the place of the first one with its type and unique key, which stands for it."""
+    first: dict[tuple[str, str], int] = {}
+    return [
+        place if job.unique_key is None else first.setdefault((job.type, job.unique_key), place)
+        for place, job in enumerate(jobs)
+    ]
+
+
+def _groups(jobs: Sequence[JobRequest], options: Sequence[Options], places: Iterable[int]) -> Iterable[list[int]]:
     """Places of jobs that one statement can enqueue, in the order of their first one."""
     groups: dict[str, list[int]] = {}
-    for place, (job, given) in enumerate(zip(jobs, options, strict=True)):
-        named = sorted((name, str(value)) for name, value in given.items() if name != "unique_key")
-        groups.setdefault(f"{job.type} {named}", []).append(place)
+    for place in places:
+        named = sorted((name, str(value)) for name, value in options[place].items() if name != "unique_key")
+        groups.setdefault(f"{jobs[place].type} {named}", []).append(place)
     return groups.values()
 
 

@@ -41,8 +41,8 @@ router = APIRouter(tags=["jobs"])
 async def events(
     api: TheApi, caller: TheCaller, id: JobId, last_event_id: Annotated[str | None, Header(max_length=200)] = None
 ) -> Response:
-    """The first event tells how it is now, unless `Last-Event-ID` says that this is known. A slow reader misses steps, not the
-    end. The stream ends with the job; it may end before, then a client connects again."""
+    """The first event tells how it is now, unless `Last-Event-ID` says that this is known. A slow reader misses steps,
+    not the end. The stream ends with the job; it may end before, then a client connects again."""
     await see(api, caller, id)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(api, id, last_event_id), 200, headers, "text/event-stream")

@@ -17,7 +17,7 @@ router = APIRouter(tags=["fleet"])
 
 
 @router.get("/replicas", response_model=ReplicaList, summary="The daemons", responses=problems(403))
-async def list_replicas(api: TheApi, caller: Overseer) -> Any:
+async def list_replicas(api: TheApi, _caller: Overseer) -> Any:
     """Living or just gone. Needs a token of all tenants."""
     return {"replicas": await api.db.run(fleet.show_replicas())}
 
@@ -25,7 +25,7 @@ async def list_replicas(api: TheApi, caller: Overseer) -> Any:
 @router.get("/leader", response_model=LeaderView, summary="Who leads", responses=problems(403, 404))
 async def get_leader(
     api: TheApi,
-    caller: Overseer,
+    _caller: Overseer,
     lease: Annotated[str, Query(min_length=1, max_length=60, pattern="^[!-~]+$")] = "default",
 ) -> Any:
     """404 while nobody does. Needs a token of all tenants."""

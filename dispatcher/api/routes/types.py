@@ -90,7 +90,7 @@ async def set_limit(
     limits: LimitRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """What is given is changed; null gives way to what the code and the settings say. Needs an admin's token of all tenants."""
+    """What is given is changed; null gives way to what the code says. Needs an admin's token of all tenants."""
     await _known(api, type)
     changes = limits.model_dump(exclude_unset=True)
     tenant = changes.pop("tenant", None)

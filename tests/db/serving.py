@@ -1,0 +1,75 @@
+"""The HTTP API as tests use it: the real server on a real socket, in a thread, and callers with tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any, Self
+
+import httpx
+
+from dispatcher import Client
+from dispatcher.api.app import Bounds, create_app
+from dispatcher.api.server import listen, make_server
+
+BOUNDS = {"max_payload_bytes": 2**20, "max_body_bytes": 2**26, "max_pending": 0, "connections": 8}
+
+
+class Served:
+    """A server until closed. `as_…` are callers; each request's answer is an httpx.Response."""
+
+    def __init__(self, dsn: str, **bounds: int) -> None:
+        self.dsn = dsn
+        self.app = create_app(dsn, Bounds(**(BOUNDS | bounds)))
+        socket = listen("127.0.0.1", 0)
+        self.port: int = socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = make_server(self.app, [socket], grace_s=5.0)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._callers: list[httpx.Client] = []
+        self._thread = threading.Thread(target=self._run, args=(socket,), name="api")
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it, gracefully."""
+        for caller in self._callers:
+            caller.close()
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._server.stop)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    @property
+    def watched(self) -> int:
+        """How many jobs somebody waits for."""
+        return len(self.app.state.api.hub._subscribers)
+
+    def token(self, *, tenant: str | None = None, role: str = "write", expires: float | None = None) -> str:
+        """A new token."""
+        with Client(self.dsn) as client:
+            return client.create_token("test", tenant=tenant, role=role, expires=expires)[1]
+
+    def caller(self, token: str | None = None) -> httpx.Client:
+        """Requests with this token, or with none."""
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        caller = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        self._callers.append(caller)
+        return caller
+
+    def as_(self, role: str = "write", tenant: str | None = None) -> httpx.Client:
+        """Requests with a new token of this role."""
+        return self.caller(self.token(tenant=tenant, role=role))
+
+    def _run(self, socket: Any) -> None:
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            await self._server.serve([socket])
+
+        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+            runner.run(serve())
