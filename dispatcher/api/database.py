@@ -55,6 +55,7 @@ class Database:
         )
         self._busy: set[Connection] = set()
         self._pulse: asyncio.Task[None] | None = None
+        self._felt = asyncio.Event()
         self.away: str | None = "not connected yet"
         """Why nothing can be asked now; None while the database answers."""
 
@@ -63,9 +64,8 @@ class Database:
         await self._pool.open(wait=False)
         self._pulse = asyncio.create_task(self._keep_pulse(), name="pulse")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
-                while self.away is not None:
-                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(PULSE_WITHIN_S):
+                await self._felt.wait()
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -129,12 +129,9 @@ class Database:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(PULSE_WITHIN_S):
-                        if conn is None:
-                            conn = await self.session("api pulse")
-                        await ask_async(conn, connecting.BACKEND)
-                except (psycopg.Error, DispatcherError, TimeoutError, OSError) as exc:
-                    self._note(first_line(exc) if str(exc) else "no answer in time")
+                    conn = await self._beat(conn)
+                except (psycopg.Error, DispatcherError, OSError) as exc:
+                    self._note(first_line(exc))
                     await end(conn)
                     conn = None
                 else:
@@ -142,6 +139,24 @@ class Database:
                 await asyncio.sleep(PULSE_EVERY_S)
         finally:
             await end(conn)
+
+    async def _beat(self, conn: Connection | None) -> Connection:
+        """Asks for nothing; raises where no answer comes in time."""
+        if conn is None:
+            async with asyncio.timeout(PULSE_WITHIN_S):
+                conn = await self.session("api pulse")
+        # Not canceled when late: psycopg would ask the silent server to cancel, and wait for it.
+        asking = asyncio.create_task(ask_async(conn, connecting.BACKEND))
+        try:
+            await asyncio.wait([asking], timeout=PULSE_WITHIN_S)
+            late = not asking.done()
+        finally:
+            if not asking.done():
+                cut(conn)
+        await asking
+        if late:
+            raise DatabaseUnavailable("no answer in time")
+        return conn
 
     def _note(self, away: str | None) -> None:
         if away is not None:
@@ -152,6 +167,7 @@ class Database:
         elif self.away is not None:
             log.info("the database answers")
         self.away = away
+        self._felt.set()
 
 
 class Transaction:

@@ -26,9 +26,11 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = make_server(self.app, [socket], grace_s=5.0)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = threading.Event()
         self._callers: list[httpx.Client] = []
         self._thread = threading.Thread(target=self._run, args=(socket,), name="api")
         self._thread.start()
+        self._begun.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -38,17 +40,22 @@ class Served:
 
     def close(self) -> None:
         """Ends it, gracefully."""
-        for caller in self._callers:
-            caller.close()
-        if self._loop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._server.stop)
+        if self._thread.is_alive():
+            self.stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
+        for caller in self._callers:
+            caller.close()
 
     @property
-    def watched(self) -> int:
-        """How many jobs somebody waits for."""
-        return len(self.app.state.api.hub._subscribers)
+    def subscribers(self) -> int:
+        """How many wait for what becomes of a job."""
+        return len(self.app.state.api.hub._all())
+
+    def stop(self) -> None:
+        """As SIGTERM does."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._server.stop)
 
     def token(self, *, tenant: str | None = None, role: str = "write", expires: float | None = None) -> str:
         """A new token."""
@@ -69,6 +76,7 @@ class Served:
     def _run(self, socket: Any) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
+            self._begun.set()
             await self._server.serve([socket])
 
         with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:

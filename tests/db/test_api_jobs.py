@@ -268,7 +268,7 @@ def test_a_long_poll_ends_with_the_job_and_not_before(api: Served, conn: Connect
     answers: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: answers.append(caller.get(f"/jobs/{id}", params={"wait": "20s"})))
     waiting.start()
-    until(lambda: api.watched == 1)
+    until(lambda: api.subscribers == 1)
     conn.execute("update dispatcher.job set state = 'running', attempt = 1, owner = 1 where id = %s", [id])
     conn.execute("select pg_notify('dispatcher_events', %s)", [str(id)])
     end(conn, id, "succeeded", "1")
