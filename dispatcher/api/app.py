@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib import resources
@@ -99,11 +100,27 @@ def _handle_errors(app: FastAPI) -> None:
     for kind, handler in (
         (DispatcherError, problems.on_dispatcher_error),
         (problems.ApiError, problems.on_api_error),
-        (HTTPException, problems.on_http_error),
+        (HTTPException, _on_http_error),
         (RequestValidationError, problems.on_misfit),
         (Exception, problems.on_crash),
     ):
         app.add_exception_handler(kind, handler)
+
+
+async def _on_http_error(request: Request, exc: Exception) -> Response:
+    """As problems.on_http_error; a 405 names all methods of the path, whichever routes they are."""
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 405 and (methods := _methods(request.app.openapi()["paths"], request.url.path)):
+        exc.headers = {**(exc.headers or {}), "Allow": ", ".join(methods)}
+    return await problems.on_http_error(request, exc)
+
+
+def _methods(paths: dict[str, Any], path: str) -> list[str]:
+    for template in sorted(paths, key=len, reverse=True):  # of several that fit, the one with most in it
+        pattern = re.sub(r"\\{(\w+)\\}", lambda part: r"\d+" if part[1] == "id" else ".+", re.escape(template))
+        if re.fullmatch(pattern, path):
+            return sorted(method.upper() for method in paths[template])
+    return []
 
 
 def _add_docs(app: FastAPI) -> None:

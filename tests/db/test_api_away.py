@@ -63,8 +63,9 @@ def test_requests_fail_within_a_second_and_work_again_by_themselves(
         """From the first instant on, and while it stays away."""
         caller, until_s = callers[number], time.monotonic() + 3.0
         while time.monotonic() < until_s:
-            request = ("POST", "/jobs") if number % 2 else ("GET", f"/jobs/{id}")
-            answer, took = timed(caller, *request, **({"json": {"type": "quick"}} if number % 2 else {}))
+            method, path = ("POST", "/jobs") if number % 2 else ("GET", f"/jobs/{id}")
+            body: dict[str, Any] = {"json": {"type": "quick"}} if number % 2 else {}
+            answer, took = timed(caller, method, path, **body)
             assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json"), (
                 answer.text
             )

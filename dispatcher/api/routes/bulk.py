@@ -23,21 +23,18 @@ from dispatcher.queries.serving import Answer
 
 router = APIRouter(tags=["jobs"])
 _REQUESTS: TypeAdapter[list[JobRequest]] = TypeAdapter(list[JobRequest])
+_LIST = {
+    "type": "array",
+    "items": {"$ref": "#/components/schemas/JobRequest"},
+    "minItems": 1,
+    "maxItems": MOST_JOBS,
+}
 _BODY = {
     "required": True,
+    "description": "A list of jobs, or a job a line.",
     "content": {
-        "application/json": {
-            "schema": {
-                "type": "array",
-                "items": {"$ref": "#/components/schemas/JobRequest"},
-                "minItems": 1,
-                "maxItems": MOST_JOBS,
-            }
-        },
-        "application/x-ndjson": {
-            "schema": {"type": "string", "description": "A job a line."},
-            "example": '{"type": "hello"}\n{"type": "hello", "payload": {"name": "you"}}\n',
-        },
+        "application/json": {"schema": _LIST, "example": [{"type": "hello"}]},
+        "application/x-ndjson": {"schema": _LIST},
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from dispatcher.queries.serving import Progress
 
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 1000
+LONGEST_S = 3600.0  # then a client comes again, with a token that still counts
 
 router = APIRouter(tags=["jobs"])
 
@@ -30,7 +32,10 @@ router = APIRouter(tags=["jobs"])
             "description": "`state` and `progress` events, until the job has ended.",
             "content": {
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": {
+                        "type": "object",
+                        "properties": {name: {"type": "string"} for name in ("event", "id", "data", "retry")},
+                    },
                     "example": 'event: state\nid: 0f3c\ndata: {"id": 1, "state": "running", "progress": 0.0}\n\n',
                 }
             },
@@ -51,9 +56,10 @@ async def events(
 async def _stream(api: Api, id: int, seen: str | None) -> AsyncIterator[str]:
     yield f"retry: {RECONNECT_MS}\n\n"
     last: Progress | None = None
+    until = time.monotonic() + LONGEST_S
     with api.hub.subscribe(id) as subscription:
-        while not api.hub.closing.is_set():
-            changed = await api.hub.wait(subscription, HEARTBEAT_S)
+        while not api.hub.closing.is_set() and (left := until - time.monotonic()) > 0:
+            changed = await api.hub.wait(subscription, min(left, HEARTBEAT_S))
             now = subscription.latest
             if not changed:
                 yield ": still here\n\n"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from pydantic import AwareDatetime
 from starlette.responses import Response
 
 from dispatcher.api import scope
@@ -21,7 +20,10 @@ from dispatcher.api.models import (
     JobPage,
     JobRequest,
     JobView,
+    Moment,
+    Name,
     StateView,
+    TypeName,
 )
 from dispatcher.api.problems import ApiError
 from dispatcher.api.routes.docs import ETAG, LOCATION, REPLAYED, good, problems
@@ -84,17 +86,13 @@ async def list_jobs(
     request: Request,
     api: TheApi,
     caller: TheCaller,
-    type: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    type: TypeName | None = None,
     state: Annotated[list[State] | None, Query(description="One or several.")] = None,
-    tenant: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    tenant: Name | None = None,
     parent: Annotated[int | None, Query(ge=1, le=MAX_ID, description="The id of a batch.")] = None,
-    kind: Annotated[
-        str | None, Query(min_length=1, max_length=200, description="Of the last error, such as `timeout`.")
-    ] = None,
-    since: Annotated[
-        AwareDatetime | None, Query(description="Of the job's end or, before that, of its creation.")
-    ] = None,
-    until: AwareDatetime | None = None,
+    kind: Annotated[Name | None, Query(description="Of the last error, such as `timeout`.")] = None,
+    since: Annotated[Moment | None, Query(description="Of the job's end or, before that, of its creation.")] = None,
+    until: Moment | None = None,
     cursor: Annotated[
         str | None, Query(pattern=r"^[1-9][0-9]{0,17}$", description="The `next` of the page before.")
     ] = None,

@@ -19,7 +19,7 @@ from dispatcher.queries import schedules
 from dispatcher.queries.serving import Answer, get_documents
 
 router = APIRouter(tags=["schedules"])
-Name = Annotated[str, Path(min_length=1, max_length=200, description="The name of a schedule.")]
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:/-]{1,200}$", description="The name of a schedule.")]
 _CHANGE = problems(403, 404, 409)
 _OPTIONS = ("priority", "tenant", "unique_key", "max_attempts", "timeout")
 

@@ -18,7 +18,7 @@ from dispatcher.queries.fleet import TypeInfo
 from dispatcher.queries.serving import Answer, count_by_state
 
 router = APIRouter(tags=["types"])
-TypeName = Annotated[str, Path(min_length=1, max_length=200, description="The name of a type.")]
+TypeName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:/-]{1,200}$", description="The name of a type.")]
 _CHANGE = problems(403, 404, 409)
 
 
@@ -28,16 +28,6 @@ async def list_types(api: TheApi, caller: TheCaller) -> Any:
     types = await api.db.run(fleet.list_types())
     counts = await api.db.run(count_by_state(caller.tenant))
     return {"types": [_view(scope.shown_type(caller.tenant, each), counts.get(each.name, {})) for each in types]}
-
-
-@router.get("/types/{type:path}", response_model=TypeView, summary="One type", responses=problems(404))
-async def get_type(api: TheApi, caller: TheCaller, type: TypeName) -> Any:
-    """With its payload's JSON Schema."""
-    for each in await api.db.run(fleet.list_types()):
-        if each.name == type:
-            counts = await api.db.run(count_by_state(caller.tenant))
-            return _view(scope.shown_type(caller.tenant, each), counts.get(type, {}))
-    raise _unknown(type)
 
 
 @router.post(
@@ -94,17 +84,26 @@ async def set_limit(
     await _known(api, type)
     changes = limits.model_dump(exclude_unset=True)
     tenant = changes.pop("tenant", None)
-    if not changes:
-        raise ApiError(422, "nothing is given to be changed: limit, tenant_limit, rate or burst")
 
     async def act(runner: Runner) -> Answer:
-        await runner.run(fleet.set_limit(checked_type(type), changes, tenant))
+        if changes:
+            await runner.run(fleet.set_limit(checked_type(type), changes, tenant))
         now = next(each for each in await runner.run(fleet.list_types()) if each.name == type)
         counts = await runner.run(count_by_state(None))
         return answer(200, TypeView(**_view(now, counts.get(type, {}))).model_dump(mode="json"))
 
     details = {**changes, **({} if tenant is None else {"tenant": tenant})}
     return await write(request, caller, act, key=idempotency_key, audit=Audit("type.limit", type, details))
+
+
+@router.get("/types/{type:path}", response_model=TypeView, summary="One type", responses=problems(404))
+async def get_type(api: TheApi, caller: TheCaller, type: TypeName) -> Any:
+    """With its payload's JSON Schema."""
+    for each in await api.db.run(fleet.list_types()):
+        if each.name == type:
+            counts = await api.db.run(count_by_state(caller.tenant))
+            return _view(scope.shown_type(caller.tenant, each), counts.get(type, {}))
+    raise _unknown(type)
 
 
 async def _known(api: Any, type: str) -> None:
