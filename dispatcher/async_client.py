@@ -18,6 +18,7 @@ from dispatcher.front.control import AsyncControlFront
 from dispatcher.front.ended import AsyncEndedJobs
 from dispatcher.front.explain import AsyncExplainFront
 from dispatcher.front.schedules import AsyncSchedulesFront
+from dispatcher.front.stats import AsyncStatsFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -39,7 +40,9 @@ Connection = psycopg.AsyncConnection[TupleRow]
 AnyConnection = psycopg.AsyncConnection[Any]
 
 
-class AsyncClient(AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainFront, AsyncSchedulesFront):
+class AsyncClient(
+    AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainFront, AsyncSchedulesFront, AsyncStatsFront
+):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 
     def __init__(self, dsn: str = "", *, registry: Registry | None = None) -> None:

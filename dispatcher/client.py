@@ -18,6 +18,7 @@ from dispatcher.front.control import ControlFront
 from dispatcher.front.ended import EndedJobs
 from dispatcher.front.explain import ExplainFront
 from dispatcher.front.schedules import SchedulesFront
+from dispatcher.front.stats import StatsFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
 from dispatcher.options import Duration, Options
@@ -32,7 +33,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront):
+class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront, StatsFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg

@@ -2,23 +2,26 @@
 
 listener ─▶ dispatch (heart) ─▶ pool ─▶ completer ─▶ dispatch: a slot is free
     ├─────▶ stager ──────────────┘            ├─────▶ stager: a job was put back
-    └─────▶ linker ─▶ dispatch                └─────▶ linker: a job has ended that others wait for
+    └─────▶ linker ─▶ dispatch                ├─────▶ linker: a job has ended that others wait for
+                                              └─────▶ tally ─▶ teller
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dispatcher import migrate
-from dispatcher.aftermath import Aftermath
+from dispatcher.aftermath import Aftermath, Ended
 from dispatcher.db import Connection, SessionLimits, connect_session
 from dispatcher.errors import SettingsError
 from dispatcher.executor import Registry
 from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
+from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
@@ -35,10 +38,12 @@ from dispatcher.services.pruner import Pruner
 from dispatcher.services.rescuer import Rescuer
 from dispatcher.services.scheduler import Scheduler
 from dispatcher.services.stager import Stager
+from dispatcher.services.teller import LOCK_S, Teller
 from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
 from dispatcher.sql import statement
 from dispatcher.store import Store, open_store
+from dispatcher.tally import RETRIED, Tally, Tries
 from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
@@ -117,13 +122,15 @@ class Replica:
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
-        aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
+        self._aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
+        self._tally = Tally(noted=lambda: self._teller.wake())  # noqa: PLW0108 - made below
         self._completer = Completer(
             open_session=self._opener("completer"),
             inflight=self.inflight,
             metrics=metrics,
+            tally=self._tally,
             settled=self._on_settled,
-            failed=aftermath.failed,
+            failed=self._aftermath.failed,
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
@@ -209,7 +216,14 @@ class Replica:
             registry=self._registry,
             leading=self.leading,
             rescued=self._on_rescued,
-            failed=aftermath.failed,
+            failed=self._on_crashed,
+            metrics=metrics,
+            stop=stop,
+        )
+        self._teller = Teller(
+            open_session=lambda: self.session("teller", lock_s=LOCK_S),
+            tally=self._tally,
+            replica=self.id,
             metrics=metrics,
             stop=stop,
         )
@@ -229,6 +243,7 @@ class Replica:
             "linker": self._linker,
             "scheduler": self._scheduler,
             "rescuer": self._rescuer,
+            "teller": self._teller,
             "pruner": Pruner(
                 open_session=self._opener("pruner"),
                 leading=self.leading,
@@ -267,6 +282,7 @@ class Replica:
             self._linker.wake,
             self._scheduler.wake,
             self._rescuer.wake,
+            self._teller.wake,
             self._dispatch.woken.set,
         ):
             wake()
@@ -323,6 +339,16 @@ class Replica:
         self._dispatch.recount()
         self._stager.wake()
         self._linker.wake()
+
+    def _on_crashed(self, ended: Sequence[Ended]) -> None:
+        tries = defaultdict[str, Tries](Tries)
+        for job, outcome in ended:
+            end = outcome.state if outcome.state in FINAL else RETRIED
+            tries[job.type].ends.append(end)
+            if job.tenant:
+                tries[job.type].tenanted.append((job.tenant, end, None, 0.0))
+        self._tally.add(tries)
+        self._aftermath.failed(ended)
 
     def _on_released(self) -> None:
         self._dispatch.heard()

@@ -21,6 +21,7 @@ from dispatcher.queries import claims
 from dispatcher.queries.claims import Claimed, Lane, Take
 from dispatcher.queries.replicas import publish_types
 from dispatcher.services.completer import Completer
+from dispatcher.tally import Tally
 
 OWNER = 1
 TERM = 1
@@ -110,12 +111,14 @@ class Settling:
 
     def __init__(self, dsn: str, open_session: Callable[[], Connection] | None = None) -> None:
         self.metrics = Metrics()
+        self.tally = Tally()
         self.inflight = InFlight()
         self.told: list[bool] = []
         self.completer = Completer(
             open_session=open_session or (lambda: session(dsn)),
             inflight=self.inflight,
             metrics=self.metrics,
+            tally=self.tally,
             settled=lambda _conn, rescheduled, _marked: self.told.append(rescheduled),
             stop=threading.Event(),
         )
