@@ -69,7 +69,8 @@ class Teller:
         except psycopg.Error as exc:
             self._woken.set()
             if isinstance(exc, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
-                return  # others hold the rows: no harm done, and the next write adds it
+                self._pause_s = WRITE_EVERY_S  # others hold the rows, and it waited at no cost
+                return
             self._metrics.db_errors.inc()
             log.warning("the teller's session is lost: %s", first_line(exc))
             self._disconnect()
@@ -79,10 +80,12 @@ class Teller:
         if (conn := self._session()) is None:
             return
         began = self._clock()
-        self._send(conn)
-        self._take()
-        self._send(conn)
-        self._pause_s = max(WRITE_EVERY_S, COST * (self._clock() - began))
+        try:
+            self._send(conn)
+            self._take()
+            self._send(conn)
+        finally:  # also after one that ran into its time-out
+            self._pause_s = max(WRITE_EVERY_S, COST * (self._clock() - began))
 
     def close(self) -> None:
         """Writes what is left, and closes the session."""

@@ -313,6 +313,18 @@ def test_long_write_is_followed_by_a_pause_of_fifty_times_as_long(
     telling.teller.write()
     assert telling.teller._pause_s == 5.0
 
+    def fail(*args: Any, **kwargs: Any) -> None:
+        telling.clock.now += 30.0
+        raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(stats, "add_tallies", fail)
+    telling.tally.add({"quick": tries(0.1)})
+    telling.teller._pause_s = 0.0
+    telling.teller.wake()
+    telling.teller.step()
+    assert telling.teller._pause_s == 1500.0
+    monkeypatch.setattr(stats, "add_tallies", lambda *args, **kwargs: None)
+
 
 def test_many_tenants_are_written_in_pieces(
     conn: Connection, telling: Telling, monkeypatch: pytest.MonkeyPatch
