@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dispatcher.process import ProgramResult, clean_environment, run_program
     from dispatcher.queries.explain import Explanation, Reason
     from dispatcher.queries.schedules import ScheduleInfo
+    from dispatcher.queries.stats import Quantiles, TypeStats, WindowStats
     from dispatcher.version import __version__
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "Partial",
     "PayloadTooLarge",
     "ProgramResult",
+    "Quantiles",
     "Reason",
     "Registry",
     "ResultTooLarge",
@@ -85,10 +87,12 @@ __all__ = [
     "Snooze",
     "State",
     "StoreError",
+    "TypeStats",
     "UniqueConflict",
     "UnknownType",
     "UnsafeTransaction",
     "UnsupportedServer",
+    "WindowStats",
     "WrongState",
     "__version__",
     "clean_environment",
@@ -104,8 +108,11 @@ _LAZY = {
     "Explanation": "dispatcher.queries.explain",
     "JobError": "dispatcher.outcome",
     "ProgramResult": "dispatcher.process",
+    "Quantiles": "dispatcher.queries.stats",
     "Reason": "dispatcher.queries.explain",
     "ScheduleInfo": "dispatcher.queries.schedules",
+    "TypeStats": "dispatcher.queries.stats",
+    "WindowStats": "dispatcher.queries.stats",
     "__version__": "dispatcher.version",
     "clean_environment": "dispatcher.process",
     "run_program": "dispatcher.process",

@@ -18,6 +18,7 @@ from dispatcher.front.control import AsyncControlFront
 from dispatcher.front.ended import AsyncEndedJobs
 from dispatcher.front.explain import AsyncExplainFront
 from dispatcher.front.schedules import AsyncSchedulesFront
+from dispatcher.front.stats import AsyncStatsFront
 from dispatcher.front.tokens import AsyncTokensFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
@@ -41,7 +42,13 @@ AnyConnection = psycopg.AsyncConnection[Any]
 
 
 class AsyncClient(
-    AsyncBatches, AsyncControlFront, AsyncEndedJobs, AsyncExplainFront, AsyncSchedulesFront, AsyncTokensFront
+    AsyncBatches,
+    AsyncControlFront,
+    AsyncEndedJobs,
+    AsyncExplainFront,
+    AsyncSchedulesFront,
+    AsyncStatsFront,
+    AsyncTokensFront,
 ):
     """As Client, for one event loop: its tasks may share it. `conn` is a psycopg.AsyncConnection."""
 

@@ -18,6 +18,7 @@ from dispatcher.front.control import ControlFront
 from dispatcher.front.ended import EndedJobs
 from dispatcher.front.explain import ExplainFront
 from dispatcher.front.schedules import SchedulesFront
+from dispatcher.front.stats import StatsFront
 from dispatcher.front.tokens import TokensFront
 from dispatcher.job import JobInfo
 from dispatcher.operations import Operations
@@ -33,7 +34,7 @@ Infos = list[JobInfo]
 Lines = Iterator[list[tuple[int, str]]]
 
 
-class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront, TokensFront):
+class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront, StatsFront, TokensFront):
     """Talks to the dispatcher's database over one connection, opened when needed, again after a loss.
 
     Any number of threads may share it. With `conn` a method works inside the transaction of that psycopg

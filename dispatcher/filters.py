@@ -97,6 +97,12 @@ def checked_limit(limit: Any, least: int = 1) -> int:
     return limit
 
 
+def checked_tenant(tenant: Any) -> str:
+    """A tenant that there may be; raises InvalidOption."""
+    _text("tenant", tenant)
+    return str(tenant)
+
+
 def _states(given: str | Sequence[str]) -> tuple[State, ...]:
     names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
     try:

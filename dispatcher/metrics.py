@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from dispatcher.tally import RETRIED, Tries, spread
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -27,10 +28,8 @@ class _Buckets:
         self.counts = [0] * (len(SECONDS) + 1)
         self.total = 0.0
 
-    def observe(self, *values: float) -> None:
-        counts = self.counts
-        for value in values:
-            counts[bisect_left(SECONDS, value)] += 1
+    def observe(self, values: list[float]) -> None:
+        spread(values, SECONDS, self.counts)
         self.total += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
@@ -55,6 +54,18 @@ class JobMetrics(Collector):
         for state in ("succeeded", "partial", "failed", "canceled"):
             self.finished[type, state] += 0
         self.retries[type] += 0
+
+    def add(self, tries: Mapping[str, Tries]) -> None:
+        """Adds a group of tries that were recorded, by type."""
+        for type, group in tries.items():
+            for end, count in group.ended().items():
+                if end == RETRIED:
+                    self.retries[type] += count
+                else:
+                    self.finished[type, end] += count
+            if group.durations:
+                self.duration[type].observe(group.durations)
+                self.wait[type].observe(group.waits)
 
     def collect(self) -> Iterator[Metric]:
         """Samples for a scrape."""

@@ -2,23 +2,27 @@
 
 listener ─▶ dispatch (heart) ─▶ pool ─▶ completer ─▶ dispatch: a slot is free
     ├─────▶ stager ──────────────┘            ├─────▶ stager: a job was put back
-    └─────▶ linker ─▶ dispatch                └─────▶ linker: a job has ended that others wait for
+    └─────▶ linker ─▶ dispatch                ├─────▶ linker: a job has ended that others wait for
+                                              └─────▶ tally ─▶ teller
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dispatcher import migrate
-from dispatcher.aftermath import Aftermath
+from dispatcher.aftermath import Aftermath, Ended
+from dispatcher.announcer import Announcer
 from dispatcher.db import Connection, SessionLimits, connect_session
 from dispatcher.errors import SettingsError
 from dispatcher.executor import Registry
 from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
+from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
@@ -35,11 +39,12 @@ from dispatcher.services.pruner import Pruner
 from dispatcher.services.rescuer import Rescuer
 from dispatcher.services.scheduler import Scheduler
 from dispatcher.services.stager import Stager
+from dispatcher.services.teller import LOCK_S, Teller
 from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
 from dispatcher.sql import statement
 from dispatcher.store import Store, open_store
-from dispatcher.telling import Teller
+from dispatcher.tally import RETRIED, Tally, Tries
 from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
@@ -118,15 +123,17 @@ class Replica:
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
-        self._teller = Teller(metrics=metrics)
-        aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
+        self._announcer = Announcer(metrics=metrics)
+        self._aftermath = Aftermath(runtime=self._runtime, registry=self._registry, hook_failed=self._on_hook_failed)
+        self._tally = Tally(noted=lambda: self._teller.wake())  # noqa: PLW0108 - made below
         self._completer = Completer(
             open_session=self._opener("completer"),
             inflight=self.inflight,
             metrics=metrics,
+            tally=self._tally,
             settled=self._on_settled,
-            failed=aftermath.failed,
-            changed=self._teller.tell,
+            failed=self._aftermath.failed,
+            changed=self._announcer.tell,
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
@@ -153,7 +160,7 @@ class Replica:
             pool=pool,
             before_run=lambda: self.heart.arm_fence(),  # noqa: PLW0108 - the heart is made below, and needs this
             metrics=metrics,
-            changed=self._teller.tell,
+            changed=self._announcer.tell,
             aging_s=s.priority_aging.total_seconds() or None,
         )
         self._dispatch.set_limits(s.limits)
@@ -213,7 +220,14 @@ class Replica:
             registry=self._registry,
             leading=self.leading,
             rescued=self._on_rescued,
-            failed=aftermath.failed,
+            failed=self._on_crashed,
+            metrics=metrics,
+            stop=stop,
+        )
+        self._teller = Teller(
+            open_session=lambda: self.session("teller", lock_s=LOCK_S),
+            tally=self._tally,
+            replica=self.id,
             metrics=metrics,
             stop=stop,
         )
@@ -233,6 +247,7 @@ class Replica:
             "linker": self._linker,
             "scheduler": self._scheduler,
             "rescuer": self._rescuer,
+            "teller": self._teller,
             "pruner": Pruner(
                 open_session=self._opener("pruner"),
                 leading=self.leading,
@@ -271,6 +286,7 @@ class Replica:
             self._linker.wake,
             self._scheduler.wake,
             self._rescuer.wake,
+            self._teller.wake,
             self._dispatch.woken.set,
         ):
             wake()
@@ -328,6 +344,16 @@ class Replica:
         self._stager.wake()
         self._linker.wake()
 
+    def _on_crashed(self, ended: Sequence[Ended]) -> None:
+        tries = defaultdict[str, Tries](Tries)
+        for job, outcome in ended:
+            end = outcome.state if outcome.state in FINAL else RETRIED
+            tries[job.type].ends.append(end)
+            if job.tenant:
+                tries[job.type].tenanted.append((job.tenant, end, None, 0.0))
+        self._tally.add(tries)
+        self._aftermath.failed(ended)
+
     def _on_released(self) -> None:
         self._dispatch.heard()
         self._stager.wake()
@@ -349,7 +375,7 @@ class Replica:
             case "check":
                 self.heart.look_at_own()
             case "watch":
-                self._teller.heard()
+                self._announcer.heard()
             case _:
                 log.warning("a notification nobody understands", extra={"channel": channel, "payload": payload[:100]})
 

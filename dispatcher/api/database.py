@@ -27,9 +27,9 @@ from dispatcher.queries.operation import Operation, Pause, Query, Rows, ask_asyn
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
 
-PULSE_EVERY_S = 0.5
-PULSE_WITHIN_S = 0.8  # a database that needs longer for nothing is away
-WAIT_S = 0.8  # for a connection of the pool: then 503, within a second of the request
+PULSE_EVERY_S = 0.25
+PULSE_WITHIN_S = 0.6  # a database that needs longer for nothing is away; with the pause before, known within a second
+WAIT_S = 0.7  # for a connection of the pool: then 503, within a second of the request
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
 STATEMENT_MS = 10_000
 AWAY = "the database does not answer; try again in a moment"

@@ -1,4 +1,4 @@
-"""dispatcher type: list, pause, resume, limit."""
+"""dispatcher type: list, stats, pause, resume, limit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from dispatcher.cli.base import common, common_options
-from dispatcher.cli.output import age, as_dict, print_json, print_table
+from dispatcher.cli.output import age, as_dict, duration, print_json, print_table
 from dispatcher.cli.session import client
 from dispatcher.queries.fleet import TypeInfo
+from dispatcher.queries.stats import SPANS_S, Quantiles, TypeStats, WindowStats
 from dispatcher.rate import format_rate, parse_rate
 
 TENANTS_SHOWN = 3  # with limits of their own, in the table: --json has all
@@ -34,6 +35,25 @@ def list_types() -> None:
         return
     head = ("TYPE", "LIMIT", "TENANT", "RATE", "PAUSED", "TIMEOUT", "ATTEMPTS", "SCHEMA", "PUBLISHED", "DESCRIPTION")
     print_table(head, [_row(one) for one in types])
+
+
+@command.command()
+@click.option("--window", type=click.Choice(list(SPANS_S)), default="minute", show_default=True, help="The last one.")
+@click.option("--tenant", metavar="NAME", help="Only jobs of this tenant.")
+@common_options
+def stats(window: str, tenant: str | None) -> None:
+    """Show how many jobs of each type ended, and how long they ran and had waited.
+
+    Durations are of half, 95 and 99 of a hundred tries. With --json: all windows, in seconds.
+    """
+    with client() as db:
+        types = db.stats(tenant)
+    if common().json:
+        print_json([as_dict(one) for one in types])
+        return
+    head = ("TYPE", "FINISHED", "A SECOND", "SUCCEEDED", "PARTIAL", "FAILED", "CANCELED", "RETRIED")
+    rows = [_stats_row(one, getattr(one, window)) for one in types]
+    print_table((*head, "RAN 50/95/99 %", "WAITED 50/95/99 %"), rows)
 
 
 @command.command()
@@ -144,6 +164,22 @@ def _tenant_limits(info: TypeInfo) -> str | None:
     if len(own) > TENANTS_SHOWN:
         own[TENANTS_SHOWN:] = [f"{len(own) - TENANTS_SHOWN} more*"]
     return ", ".join(filter(None, (_marked(info.tenant_limit, info.tenant_limit_from), *own))) or None
+
+
+def _stats_row(t: TypeStats, w: WindowStats) -> tuple[Any, ...]:
+    rate = float(f"{w.rate:.3g}")
+    counts = (w.succeeded, w.partial, w.failed, w.canceled, w.retried)
+    return (t.type, w.finished, rate, *counts, _quantiles(w.duration), _quantiles(w.wait))
+
+
+def _quantiles(q: Quantiles | None) -> str | None:
+    return None if q is None else " / ".join(_short(seconds) for seconds in (q.p50, q.p95, q.p99))
+
+
+def _short(seconds: float) -> str:
+    if seconds >= 1:
+        return duration(seconds)
+    return f"{seconds * 1000:.0f}ms" if seconds >= 0.01 else f"{seconds * 1000:.1f}ms"
 
 
 def _row(t: TypeInfo) -> tuple[Any, ...]:

@@ -67,6 +67,20 @@ def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Att
     return set(rows.fetchall())
 
 
+def list_recorded(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attempt]:
+    """Of the attempts whose answer was lost, those that were recorded as they were to be."""
+    rows = conn.execute(
+        statement("list_recorded"),
+        {
+            "ids": array([o.job_id for o in outcomes]),
+            "attempts": array([o.attempt for o in outcomes]),
+            "states": array([o.state for o in outcomes]),
+            "failures": array([o.failures for o in outcomes]),
+        },
+    )
+    return set(rows.fetchall())
+
+
 def drop_claims(conn: Connection, claims: Sequence[int], *, doubted: Collection[int]) -> set[int]:
     """Forgets lists of which no job runs any more, after a look at the jobs of those in doubt; those it forgot."""
     params = {"claims": array(claims), "doubted": array([claim for claim in claims if claim in doubted])}

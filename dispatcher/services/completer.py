@@ -23,6 +23,7 @@ from dispatcher.job import FINAL, Job, State
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
+from dispatcher.tally import RETRIED, Tally, Tries
 
 log = logging.getLogger("dispatcher.completer")
 
@@ -49,6 +50,7 @@ class Completer:
         open_session: Callable[[], Connection],
         inflight: InFlight,
         metrics: Metrics,
+        tally: Tally,
         settled: Callable[[Connection, bool, bool], None],
         failed: Callable[[Sequence[tuple[Job, Outcome]]], None] = lambda _ended: None,
         changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
@@ -58,6 +60,7 @@ class Completer:
         self._open_session = open_session
         self._inflight = inflight
         self._metrics = metrics
+        self._tally = tally
         self._settled = settled
         self._failed = failed
         self._changed = changed
@@ -187,6 +190,8 @@ class Completer:
         for execution in missed:
             execution.busy = execution.key in busy
         self._again += [execution for execution in missed if execution.busy]
+        if unanswered := [_outcome(execution) for execution in missed if execution.resent and not execution.busy]:
+            done |= dict.fromkeys(statements.list_recorded(conn, unanswered), True)
         answered = group if not busy else [execution for execution in group if execution.key not in busy]
         self._count(answered, done)
         self._inflight.remove(answered)
@@ -236,28 +241,35 @@ class Completer:
             return done
 
     def _count(self, answered: list[Execution], done: statements.Recorded) -> None:
-        jobs, times = self._metrics.jobs, defaultdict[str, tuple[list[float], list[float]]](lambda: ([], []))
+        tries = defaultdict[str, Tries](Tries)
         for execution in answered:
             claimed, outcome = execution.claimed, _outcome(execution)
             if execution.key in done:
-                if outcome.state in FINAL:
-                    jobs.finished[claimed.type, outcome.state] += 1
-                elif outcome.failures:
-                    jobs.retries[claimed.type] += 1
+                end = outcome.state if outcome.state in FINAL else RETRIED if outcome.failures else None
+            elif execution.ctx is not None and execution.ctx.completed:
+                end = State.SUCCEEDED
             else:
                 self._count_late(execution)
+                continue
+            one = tries[claimed.type]
+            if end is not None:
+                one.ends.append(end)
+            duration, wait = None, 0.0
             if started_at := execution.started_at:
-                durations, waits = times[claimed.type]
-                durations.append(execution.ended_at - started_at)
-                waits.append(claimed.waited_s + started_at - execution.claimed_at)
-        for type, (durations, waits) in times.items():
-            jobs.duration[type].observe(*durations)
-            jobs.wait[type].observe(*waits)
+                duration, wait = execution.ended_at - started_at, claimed.waited_s + started_at - execution.claimed_at
+                one.durations.append(duration)
+                one.waits.append(wait)
+            if claimed.tenant:
+                one.tenanted.append((claimed.tenant, end, duration, wait))
+        self._metrics.jobs.add(tries)
+        self._tally.add(tries)
 
     def _count_late(self, execution: Execution) -> None:
-        if execution.ctx is not None and execution.ctx.completed:
-            self._metrics.jobs.finished[execution.claimed.type, State.SUCCEEDED] += 1
-        elif not execution.resent:
+        if execution.started_at:
+            claimed, jobs = execution.claimed, self._metrics.jobs
+            jobs.duration[claimed.type].observe([execution.ended_at - execution.started_at])
+            jobs.wait[claimed.type].observe([claimed.waited_s + execution.started_at - execution.claimed_at])
+        if not execution.resent:
             self._metrics.stale.inc()
             log.warning(
                 "an outcome came too late and changed nothing",

@@ -2,6 +2,7 @@
 
 What a job stored goes after its row. A crash in between, and attempts that failed, leave files that no row names: so
 now and then a second walk, through the store, removes the files of jobs that exist no more.
+Old tallies go once a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psycopg
 
 from dispatcher.db import Connection, first_line, patiently
 from dispatcher.metrics import Metrics
-from dispatcher.queries import upkeep
+from dispatcher.queries import stats, upkeep
 from dispatcher.store import Store
 
 log = logging.getLogger("dispatcher.pruner")
@@ -26,6 +27,7 @@ PAGE = 2000
 PAGE_PAUSE_S = 0.02  # leaves the database to the jobs between two pages
 WALK_EVERY_S = 60.0
 SWEEP_EVERY_S = 3600.0
+TALLIES_EVERY_S = 60.0
 MAX_TROUBLES = 3  # files that cannot be removed: then the store is left alone for this page
 
 
@@ -55,6 +57,7 @@ class Pruner:
         self._after = 0
         self._sweep: Iterator[int] | None = None  # through the jobs in the store
         self._sweep_due = 0.0
+        self._tallies_due = 0.0
         self._conn: Connection | None = None
 
     def step(self) -> None:
@@ -65,7 +68,7 @@ class Pruner:
             return
         walked = True
         try:
-            walked = self.prune_page() and self.sweep_page()
+            walked = self.prune_page() and self.sweep_page() and self.prune_tallies()
         except psycopg.Error as exc:
             self._metrics.db_errors.inc()
             log.warning("the pruner's session is lost: %s", first_line(exc))
@@ -105,6 +108,15 @@ class Pruner:
         if len(ids) == PAGE:
             return False
         self._sweep, self._sweep_due = None, self._clock() + SWEEP_EVERY_S
+        return True
+
+    def prune_tallies(self) -> bool:
+        """Removes a page of the tallies that no window reaches any more; True once there are none."""
+        if self._clock() < self._tallies_due or (conn := self._session()) is None:
+            return True
+        if stats.prune_tallies(conn, PAGE) >= PAGE:
+            return False
+        self._tallies_due = self._clock() + TALLIES_EVERY_S
         return True
 
     def close(self) -> None:

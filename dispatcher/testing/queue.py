@@ -23,6 +23,7 @@ from dispatcher.services.linker import Linker
 from dispatcher.services.pool import ThreadPool
 from dispatcher.sql import statement
 from dispatcher.store import open_store
+from dispatcher.tally import Tally
 from dispatcher.testing.inline import declared
 
 OWNER = 0  # no replica has this number
@@ -66,6 +67,7 @@ class Queue:
             open_session=self._session,
             inflight=self._inflight,
             metrics=Metrics(),
+            tally=Tally(),
             settled=lambda *_: None,
             stop=threading.Event(),
         )

@@ -42,7 +42,7 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
     union all
     select 'read', 'table', t.name, 'select' from unnest(array[
         'job', 'jobs', 'type', 'types', 'claim', 'lease', 'replica', 'control', 'throttle', 'batch', 'batches', 'dependency',
-        'schedule', 'schedules', 'migration']) t (name)
+        'schedule', 'schedules', 'migration', 'tally']) t (name)
     union all
     select 'operate', 'table', t.name, 'select' from unnest(array['tokens', 'audit']) t (name)
     union all

@@ -21,6 +21,7 @@ from dispatcher.queries import claims
 from dispatcher.queries.claims import Claimed, Lane, Take
 from dispatcher.queries.replicas import publish_types
 from dispatcher.services.completer import Completer
+from dispatcher.tally import Tally
 
 OWNER = 1
 TERM = 1
@@ -116,12 +117,14 @@ class Settling:
         changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
     ) -> None:
         self.metrics = Metrics()
+        self.tally = Tally()
         self.inflight = InFlight()
         self.told: list[bool] = []
         self.completer = Completer(
             open_session=open_session or (lambda: session(dsn)),
             inflight=self.inflight,
             metrics=self.metrics,
+            tally=self.tally,
             settled=lambda _conn, rescheduled, _marked: self.told.append(rescheduled),
             changed=changed,
             stop=threading.Event(),

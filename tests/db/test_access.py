@@ -19,9 +19,12 @@ from dispatcher.cli import main
 from dispatcher.client import Client
 from dispatcher.db import Connection, SessionLimits, connect_session
 from dispatcher.errors import DatabaseUnavailable, DispatcherError, SchemaError
+from dispatcher.queries import stats
+from dispatcher.tally import Tally
 from tests.db.contenders import contender, register
 from tests.db.front_door import end
 from tests.db.running import claim, enqueue, publish, session, state, value
+from tests.unit.test_tally import tries
 
 LEVELS = ["enqueue", "read", "operate", "run"]
 # Tables that only the daemon and the owner need; whatever else a migration brings is of a level, or stands here.
@@ -167,6 +170,7 @@ WRITES = [
     "insert into dispatcher.control (type, paused_at) values ('quick', now())",
     "insert into dispatcher.throttle values ('quick', now())",
     "insert into dispatcher.dependency values (1, 2, 'cancel')",
+    "insert into dispatcher.tally (grain, at, type) values ('hour', now(), 'quick')",
     "insert into dispatcher.schedule (name, cron, type) values ('a', '* * * * *', 'quick')",
     "select dispatcher.complete(1, 1, 'null')",
     "select dispatcher.checkpoint(1, 1, 'null')",
@@ -184,6 +188,7 @@ READS = [
     "select from dispatcher.claim",
     "select from dispatcher.control",
     "select from dispatcher.schedule",
+    "select from dispatcher.tally",
     "select dispatcher.explain(1)",
 ]
 
@@ -229,7 +234,14 @@ def test_enqueuer_s_client_enqueues_and_says_in_one_line_what_it_lacks(dsn: str,
         assert client.enqueue_many("quick", [{}, {}]) == [id + 1, id + 2]
         assert client.cancel(id) == "canceled"
         assert client.retry(id) == "pending"
-        for ask in (lambda: client.get(id), lambda: client.explain(id), client.list, client.types, client.replicas):
+        for ask in (
+            lambda: client.get(id),
+            lambda: client.explain(id),
+            client.list,
+            client.replicas,
+            client.types,
+            client.stats,
+        ):
             with pytest.raises(SchemaError) as caught:
                 ask()
             assert "permission denied for " in str(caught.value)
@@ -274,6 +286,7 @@ def test_reader_sees_everything_and_asks_everything(conn: Connection, dsn: str, 
         assert leader is not None
         assert leader.replica == replica.id
         assert [reason.kind for reason in client.explain(pending).reasons] == ["no_replica"]
+        assert client.stats() == client.stats("acme") == []
         for act in (lambda: client.enqueue("quick"), lambda: client.cancel(pending), lambda: client.retry(id)):
             with pytest.raises(SchemaError, match="grant_access"):
                 act()
@@ -556,3 +569,17 @@ def test_session_without_rights_is_one_line(dsn: str, role: Make) -> None:
         session(conninfo.make_conninfo(dsn, user=role()))
     assert "grant_access" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_replica_that_does_not_own_the_schema_tells_what_it_settled_and_a_reader_sees_it(
+    dsn: str, conn: Connection, login: Callable[..., Connection], role: Make
+) -> None:
+    replica = register(conn)
+    own = login("run")
+    for number in (1, 2):  # the second adds to the rows of the first
+        tally = Tally()
+        tally.add({"quick": tries(0.1)})
+        stats.add_tallies(own, replica=replica, number=number, tallies=list(tally.take().items()))
+    stats.prune_tallies(own, 10)
+    with Client(conninfo.make_conninfo(dsn, user=role("read"))) as client:
+        assert [(one.type, one.day.finished) for one in client.stats()] == [("quick", 2)]

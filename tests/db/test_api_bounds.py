@@ -115,7 +115,8 @@ def test_who_is_slow_to_ask_is_hung_up_on(api: Served, monkeypatch: pytest.Monke
 def test_a_body_that_does_not_arrive_is_given_up(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_S", 0.1)
     token = api.token().encode()
-    head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n"
+    head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n"
+    head += b"Authorization: Bearer %s\r\n\r\n"
     assert talk(api, head % token, b"{").startswith(b"HTTP/1.1 408")
 
 

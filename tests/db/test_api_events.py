@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -63,8 +62,8 @@ def slow_net(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def caller(api: Served) -> Iterator[httpx.Client]:
-    yield api.as_("read")
+def caller(api: Served) -> httpx.Client:
+    return api.as_("read")
 
 
 def listening(conn: Connection) -> bool:

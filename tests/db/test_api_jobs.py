@@ -19,8 +19,8 @@ from tests.db.serving import Served
 def end(conn: Connection, id: int, state: str, result: str | None = None, url: str | None = None) -> None:
     """As a replica ends a job."""
     conn.execute(
-        "update dispatcher.job set state = %s, started_at = now(), finished_at = now(), attempt = 1, result = %s::jsonb,"
-        " result_url = %s where id = %s",
+        "update dispatcher.job set state = %s, started_at = now(), finished_at = now(), attempt = 1,"
+        " result = %s::jsonb, result_url = %s where id = %s",
         [state, result, url, id],
     )
 

@@ -37,6 +37,7 @@ EXPECTED = {
     "reschedule_jobs": {"job_pkey"},
     "release_jobs": {"job_pkey"},
     "list_still_running": {"job_pkey"},
+    "list_recorded": {"job_pkey"},
     "list_canceled": {"job_pkey"},
     "write_progress": {"job_pkey"},
     "mark_timed_out": {"job_pkey"},

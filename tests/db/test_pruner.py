@@ -165,3 +165,35 @@ def test_batch_whose_row_is_held_is_passed_by(conn: Connection, dsn: str, make: 
     make().prune_page()
     assert left(conn) == []
     assert value(conn, "select count(*) from dispatcher.batch") == 0
+
+
+def test_tallies_go_once_no_window_reaches_them(conn: Connection, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pages, once a minute, and by the leader alone."""
+    monkeypatch.setattr(pruner_module, "PAGE", 10)
+    conn.execute(
+        """
+        insert into dispatcher.tally (grain, at, type, succeeded)
+        select grain, now() - interval '1 minute' * m, 'quick', m
+        from unnest(array['minute', 'hour']) grain, generate_series(0, 1600, 20) m
+        """
+    )
+
+    def left() -> list[tuple[str, int, int]]:
+        query = "select grain, min(succeeded), max(succeeded) from dispatcher.tally group by 1 order by 1"
+        return conn.execute(query).fetchall()
+
+    kept = [("hour", 0, 1540), ("minute", 0, 100)]  # up to 26 hours, and to two
+    make(leading=False).step()
+    assert left() != kept
+    pruner = make()
+    pages = 1
+    while not pruner.prune_tallies():
+        pages += 1
+    assert 7 <= pages <= 9
+    assert left() == kept
+    conn.execute("update dispatcher.tally set at = at - interval '1 day' where grain = 'minute'")
+    assert pruner.prune_tallies()
+    assert left() == kept  # not before a minute has passed
+    pruner._tallies_due = 0.0
+    pruner.step()
+    assert left() == kept[:1]

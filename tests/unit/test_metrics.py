@@ -56,8 +56,8 @@ def metrics() -> Metrics:
         metrics.jobs.finished[type, "succeeded"] += 3
         metrics.jobs.retries[type] += 1
         for seconds in (0.0, 0.001, 0.3, 1e6):
-            metrics.jobs.duration[type].observe(seconds)
-            metrics.jobs.wait[type].observe(seconds)
+            metrics.jobs.duration[type].observe([seconds])
+            metrics.jobs.wait[type].observe([seconds])
         metrics.by_state.labels(type, "pending").set(5)
         for gauge in (metrics.oldest, metrics.running, metrics.limit, metrics.rate, metrics.paused):
             gauge.labels(type).set(1)
@@ -129,7 +129,7 @@ def test_scrape_while_jobs_end(metrics: Metrics) -> None:
         while not stop.is_set():
             n += 1
             metrics.jobs.finished[f"type {n % 500}", "succeeded"] += 1
-            metrics.jobs.duration[f"type {n % 500}"].observe(0.1)
+            metrics.jobs.duration[f"type {n % 500}"].observe([0.1])
 
     worker = threading.Thread(target=work)
     worker.start()

@@ -87,8 +87,8 @@ def test_every_metric_is_listed_with_its_labels() -> None:
         labelled.labels(*["x"] * len(labelled._labelnames))
     for kind in (metrics.jobs.finished, metrics.jobs.retries):
         kind["x", "y"] += 0  # type: ignore[index] # either key will do: it is only to be there
-    metrics.jobs.duration["x"].observe(1)
-    metrics.jobs.wait["x"].observe(1)
+    metrics.jobs.duration["x"].observe([1])
+    metrics.jobs.wait["x"].observe([1])
 
     def name(kind: str, sample: Sample) -> str | None:
         if kind == "histogram":

@@ -99,7 +99,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
 ) -> Response:
     """The newest first. A page is found in milliseconds however many jobs there are, so it may be short, or empty,
-    while `next` says that there is more. Jobs that come and go meanwhile are neither shown twice nor do they hide others."""
+    while `next` says that there is more. Jobs that come and go meanwhile are not shown twice and hide no others."""
     if caller.tenant is not None and tenant not in (None, caller.tenant):
         return respond(answer(200, {"jobs": [], "next": None}))
     wanted = Wanted.make(

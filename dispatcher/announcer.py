@@ -17,7 +17,7 @@ from dispatcher.db import Connection, first_line
 from dispatcher.metrics import Metrics
 from dispatcher.queries.outcomes import tell_events
 
-log = logging.getLogger("dispatcher.telling")
+log = logging.getLogger("dispatcher.announcer")
 
 WATCHED_FOR_S = 30.0  # two of the questions, which come every 10 s, may be lost
 MAX_IDS = 2000  # past that a look at everything watched costs whoever watches less than reading them
@@ -25,7 +25,7 @@ MAX_PAYLOAD = 7900  # bytes; PostgreSQL takes fewer than 8000
 EVERYTHING = "*"
 
 
-class Teller:
+class Announcer:
     """Tells of jobs that have changed while somebody watches. Any thread."""
 
     def __init__(self, *, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:

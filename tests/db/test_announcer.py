@@ -12,12 +12,12 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from dispatcher import telling as telling_module
+from dispatcher import announcer as announcer_module as telling_module
+from dispatcher.announcer import WATCHED_FOR_S, Announcer
 from dispatcher.db import Connection
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import Outcome
-from dispatcher.telling import WATCHED_FOR_S, Teller
 from tests import servers
 from tests.db.leading import A, Leading
 from tests.db.running import (
@@ -37,12 +37,12 @@ from tests.system.replicas import PATIENCE_S, Fleet
 
 
 class Watch:
-    """A teller with a clock that the test turns, and what is heard of it."""
+    """A announcer with a clock that the test turns, and what is heard of it."""
 
     def __init__(self, dsn: str) -> None:
         self.now = 1000.0
         self.metrics = Metrics()
-        self.teller = Teller(metrics=self.metrics, clock=lambda: self.now)
+        self.announcer = Announcer(metrics=self.metrics, clock=lambda: self.now)
         self.listening = listen(dsn)
 
     def heard(self) -> list[str]:
@@ -77,7 +77,7 @@ def watch(dsn: str) -> Iterator[Watch]:
 @pytest.fixture
 def telling(dsn: str, watch: Watch) -> Iterator[Settling]:
     """A completer that tells."""
-    settling = Settling(dsn, changed=watch.teller.tell)
+    settling = Settling(dsn, changed=watch.announcer.tell)
     yield settling
     settling.completer.close()
 
@@ -97,10 +97,10 @@ def test_claimed_jobs_are_told_once_the_pool_has_them(conn: Connection, lease: C
 
     def tell(own: Connection, ids: Iterable[int]) -> None:
         had.append(len(leading.pool.taken))
-        watch.teller.tell(own, ids)
+        watch.announcer.tell(own, ids)
 
     leading = Leading(lease, changed=tell)
-    watch.teller.heard()
+    watch.announcer.heard()
     ids = [enqueue(conn, "a") for _ in range(3)]
     assert leading.rounds() == ids
     assert had == [3]
@@ -108,10 +108,10 @@ def test_claimed_jobs_are_told_once_the_pool_has_them(conn: Connection, lease: C
 
 
 def test_ends_and_retries_are_told(conn: Connection, lease: Connection, telling: Settling, watch: Watch) -> None:
-    watch.teller.heard()
+    watch.announcer.heard()
     ids = [enqueue(conn) for _ in range(2)]
     first, second = claim(lease)
-    telling.settle(execution(first), execution(second, Outcome.snooze(as_job(second), 60.0)))
+    announcer_module.settle(execution(first), execution(second, Outcome.snooze(as_job(second), 60.0)))
     assert watch.heard() == [",".join(map(str, ids))]
 
 
@@ -119,36 +119,36 @@ def test_end_that_was_recorded_before_the_answer_was_lost_is_told(
     conn: Connection, lease: Connection, telling: Settling, watch: Watch
 ) -> None:
     """The job that is sent again matches no row any more."""
-    watch.teller.heard()
+    watch.announcer.heard()
     id = enqueue(conn)
     (claimed,) = claim(lease)
     ended = execution(claimed)
     conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = %s", (id,))
     ended.resent = True
-    telling.settle(ended)
+    announcer_module.settle(ended)
     assert watch.heard() == [str(id)]
 
 
 def test_job_that_is_busy_is_told_once_it_is_recorded(
     dsn: str, conn: Connection, lease: Connection, telling: Settling, watch: Watch
 ) -> None:
-    watch.teller.heard()
+    watch.announcer.heard()
     free, busy = (enqueue(conn) for _ in range(2))
     claimed = claim(lease)
     with psycopg.connect(dsn) as user:
         user.execute("select from dispatcher.job where id = %s for update", (busy,))
-        telling.settle(*map(execution, claimed))
+        announcer_module.settle(*map(execution, claimed))
         assert watch.heard() == [str(free)]
-    telling.completer.step()
+    announcer_module.completer.step()
     assert watch.heard() == [str(busy)]
 
 
 def test_progress_is_told(conn: Connection, lease: Connection, telling: Settling, watch: Watch) -> None:
-    watch.teller.heard()
+    watch.announcer.heard()
     id = enqueue(conn)
     (claimed,) = claim(lease)
-    telling.completer.report_progress(*execution(claimed).key, 50.0, "half")
-    telling.completer.step()
+    announcer_module.completer.report_progress(*execution(claimed).key, 50.0, "half")
+    announcer_module.completer.step()
     assert job(conn, id)["progress"] == 50.0
     assert watch.heard() == [str(id)]
 
@@ -159,14 +159,14 @@ def test_nothing_is_told_before_and_after_somebody_watches(
     def run() -> int:
         id = enqueue(conn)
         (claimed,) = claim(lease)
-        telling.completer.report_progress(id, claimed.attempt, 50.0, None)
-        telling.settle(execution(claimed))
+        announcer_module.completer.report_progress(id, claimed.attempt, 50.0, None)
+        announcer_module.settle(execution(claimed))
         assert state(conn, id) == "succeeded"
         return id
 
     run()
     assert watch.heard() == []
-    watch.teller.heard()
+    watch.announcer.heard()
     id = run()
     assert watch.heard() == [str(id)] * 2  # its progress and its end
     watch.now += WATCHED_FOR_S
@@ -178,20 +178,20 @@ def test_whatever_the_number_every_job_is_covered(
     conn: Connection, lease: Connection, telling: Settling, watch: Watch
 ) -> None:
     """Ids of many digits: a group does not fit one notification."""
-    watch.teller.heard()
+    watch.announcer.heard()
     conn.execute("alter table dispatcher.job alter id restart with 1000000000000000000")
     conn.execute("select dispatcher.enqueue('quick') from generate_series(1, 2500)")
     claimed = [one for _ in range(3) for one in claim(lease)]
-    telling.completer.report_progress(claimed[0].id, claimed[0].attempt, 1.0, None)
-    telling.completer.step()
+    announcer_module.completer.report_progress(claimed[0].id, claimed[0].attempt, 1.0, None)
+    announcer_module.completer.step()
     for one in claimed:
-        telling.completer.report_progress(one.id, one.attempt, 50.0, None)
+        announcer_module.completer.report_progress(one.id, one.attempt, 50.0, None)
     while value(conn, "select count(*) from dispatcher.job where progress is distinct from 50"):
-        telling.completer.step()
+        announcer_module.completer.step()
     assert "*" in watch.heard()
-    telling.put(*map(execution, claimed))
+    announcer_module.put(*map(execution, claimed))
     for _ in range(3):
-        telling.completer.step()
+        announcer_module.completer.step()
     texts = watch.heard()
     assert sorted(int(id) for text in texts for id in text.split(",")) == sorted(one.id for one in claimed)
     assert max(map(len, texts)) <= 7900
@@ -205,23 +205,23 @@ def test_outcomes_of_which_nobody_could_be_told_are_recorded_once(
 ) -> None:
     ids = [enqueue(conn) for _ in range(3)]
     claimed = claim(lease)
-    telling.settle(execution(claimed[0]))  # the session stands
+    announcer_module.settle(execution(claimed[0]))  # the session stands
     before = sessions(conn)
-    watch.teller.heard()
+    watch.announcer.heard()
     mute()
-    telling.completer.report_progress(claimed[1].id, claimed[1].attempt, 50.0, None)
-    telling.completer.step()
-    assert not watch.teller.wanted, "each group would fail"
-    watch.teller.heard()
-    telling.settle(*map(execution, claimed[1:]))
+    announcer_module.completer.report_progress(claimed[1].id, claimed[1].attempt, 50.0, None)
+    announcer_module.completer.step()
+    assert not watch.announcer.wanted, "each group would fail"
+    watch.announcer.heard()
+    announcer_module.settle(*map(execution, claimed[1:]))
     for _ in range(2):
-        telling.completer.wake()
-        telling.completer.step()
+        announcer_module.completer.wake()
+        announcer_module.completer.step()
     assert [state(conn, id) for id in ids] == ["succeeded"] * 3
     assert progress(conn, ids[1]) == 50.0
-    assert (telling.finished("succeeded"), telling.stale(), len(telling.inflight)) == (3, 0, 0)
-    assert len(telling.told) == 2, "a group was sent again"
-    assert telling.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 0
+    assert (announcer_module.finished("succeeded"), announcer_module.stale(), len(announcer_module.inflight)) == (3, 0, 0)
+    assert len(announcer_module.told) == 2, "a group was sent again"
+    assert announcer_module.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 0
     assert watch.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 2
     assert sessions(conn) == before
     assert watch.heard() == []
@@ -250,22 +250,22 @@ def test_session_that_ends_while_it_tells_costs_no_outcome(
         if left:
             left.clear()
             conn.execute("select pg_terminate_backend(%s, 10000)", (own.info.backend_pid,))
-        watch.teller.tell(own, ids)
+        watch.announcer.tell(own, ids)
 
     telling = Settling(dsn, changed=tell)
     ids = [enqueue(conn) for _ in range(3)]
     claimed = claim(lease)
-    watch.teller.heard()
+    watch.announcer.heard()
     if what == "progress":
-        telling.completer.report_progress(claimed[0].id, claimed[0].attempt, 50.0, None)
-    telling.settle(*map(execution, claimed[:2]))
-    telling.put(execution(claimed[2]))
+        announcer_module.completer.report_progress(claimed[0].id, claimed[0].attempt, 50.0, None)
+    announcer_module.settle(*map(execution, claimed[:2]))
+    announcer_module.put(execution(claimed[2]))
     for _ in range(3):
-        telling.completer.wake()
-        telling.completer.step()
-    telling.completer.close()
+        announcer_module.completer.wake()
+        announcer_module.completer.step()
+    announcer_module.completer.close()
     assert [state(conn, id) for id in ids] == ["succeeded"] * 3
-    assert (telling.finished("succeeded"), telling.stale(), len(telling.inflight)) == (3, 0, 0)
+    assert (announcer_module.finished("succeeded"), announcer_module.stale(), len(announcer_module.inflight)) == (3, 0, 0)
     assert progress(conn, ids[0]) == (50.0 if what == "progress" else None)
 
 
@@ -273,12 +273,12 @@ def test_claim_of_which_nobody_could_be_told_stands(
     conn: Connection, lease: Connection, watch: Watch, mute: Callable[[], None]
 ) -> None:
     publish(conn, A)
-    leading = Leading(lease, changed=watch.teller.tell)
+    leading = Leading(lease, changed=watch.announcer.tell)
     ids = [enqueue(conn, "a") for _ in range(3)]
     mute()
-    watch.teller.heard()
+    watch.announcer.heard()
     assert leading.rounds() == ids
-    assert not watch.teller.wanted
+    assert not watch.announcer.wanted
     assert not lease.closed
     assert {state(conn, id) for id in ids} == {"running"}
 
@@ -302,13 +302,13 @@ def test_commits_that_notify_slowly_hold_up_a_claim_for_a_moment_only(
     with psycopg.connect(postgres_dsn, autocommit=True) as conn, session(postgres_dsn) as lease:
         publish(conn, A)
         conn.execute("create table slow (id bigint generated always as identity)")
-        teller = Teller(metrics=Metrics())
-        leading = Leading(lease, changed=teller.tell)
+        announcer = Announcer(metrics=Metrics())
+        leading = Leading(lease, changed=announcer.tell)
         slow = threading.Thread(target=notify_slowly)
         slow.start()
         try:
-            teller.heard()
-            while teller.wanted:
+            announcer.heard()
+            while announcer.wanted:
                 id = enqueue(conn, "a")
                 assert leading.rounds() == [id]
                 leading.end([id])

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
+from dispatcher.announcer import MAX_IDS, MAX_PAYLOAD, WATCHED_FOR_S, Announcer, payloads
 from dispatcher.db import Connection
 from dispatcher.metrics import Metrics
-from dispatcher.telling import MAX_IDS, MAX_PAYLOAD, WATCHED_FOR_S, Teller, payloads
 
 NO_SESSION = cast(Connection, None)  # whoever used it would fail
 
@@ -25,24 +25,24 @@ class Clock:
 
 
 def test_nothing_is_told_before_somebody_watches() -> None:
-    teller = Teller(metrics=Metrics(), clock=Clock())
-    assert not teller.wanted
+    announcer = Announcer(metrics=Metrics(), clock=Clock())
+    assert not announcer.wanted
 
 
 def test_window_ends_unless_somebody_asks_again() -> None:
     clock = Clock()
-    teller = Teller(metrics=Metrics(), clock=clock)
-    teller.heard()
-    assert teller.wanted
+    announcer = Announcer(metrics=Metrics(), clock=clock)
+    announcer.heard()
+    assert announcer.wanted
     clock.now += WATCHED_FOR_S - 0.1
-    assert teller.wanted
-    teller.heard()
+    assert announcer.wanted
+    announcer.heard()
     clock.now += WATCHED_FOR_S - 0.1
-    assert teller.wanted
+    assert announcer.wanted
     clock.now += 0.2
-    assert not teller.wanted
-    teller.heard()
-    assert teller.wanted
+    assert not announcer.wanted
+    announcer.heard()
+    assert announcer.wanted
 
 
 def test_ids_are_not_even_looked_at_while_nobody_watches() -> None:
@@ -50,13 +50,13 @@ def test_ids_are_not_even_looked_at_while_nobody_watches() -> None:
         raise AssertionError("a step for each job")
         yield
 
-    Teller(metrics=Metrics(), clock=Clock()).tell(NO_SESSION, ids())
+    Announcer(metrics=Metrics(), clock=Clock()).tell(NO_SESSION, ids())
 
 
 def test_without_a_job_nothing_is_sent() -> None:
-    teller = Teller(metrics=Metrics(), clock=Clock())
-    teller.heard()
-    teller.tell(NO_SESSION, [])
+    announcer = Announcer(metrics=Metrics(), clock=Clock())
+    announcer.heard()
+    announcer.tell(NO_SESSION, [])
     assert payloads([]) == []
 
 
