@@ -130,4 +130,6 @@ def _value(type: str, value: Any) -> Any:
         return None if value is None else datetime.fromisoformat(value)
     if type == "timedelta":
         return timedelta(seconds=value or 0)
+    if type == "float":
+        return float(value)  # JSON has 1 for 1.0
     return State(value) if type == "State" else value
