@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
-import os
-import re
-import threading
+import logging
+import traceback
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import conninfo
 
 import dispatcher
-from dispatcher import Callback, http
+from dispatcher import http
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import (
     AccessDenied,
@@ -28,40 +27,20 @@ from dispatcher.errors import (
     SettingsError,
     TooManyJobs,
 )
+from dispatcher.http.delivery import Delivery
 from tests import servers
 from tests.db.api_serving import serving, token_of
-from tests.db.contenders import register
-from tests.db.front_door import MAX_BYTES, count, end, publish
+from tests.db.front_door import count, end, publish
+from tests.db.front_story import tell, timeless
+from tests.db.http_clients import Blocking
+from tests.db.running import open_transaction, until
 from tests.proxy import TcpProxy
 
 Connection = psycopg.Connection[Any]
-Step = Callable[[Any], Any]
-
-
-class Blocking:
-    """An AsyncClient as blocking code sees it."""
-
-    def __init__(self, url: str, token: str, **options: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = http.AsyncClient(url, token, **options)
-
-    def __enter__(self) -> Blocking:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args, **options: self._runner.run(getattr(self._client, name)(*args, **options))
-
-    def events(self, id: int) -> Iterator[Any]:
-        events = self._client.events(id)
-        while True:
-            try:
-                yield self._runner.run(anext(events))
-            except StopAsyncIteration:
-                return
+ABSENT = {
+    "ask_to_resign", "batch_lines", "count_ended", "create_token", "enqueue_lines", "enqueue_text",
+    "enqueue_unique_lines", "predecessors", "purge", "retry_where", "revoke_token", "tokens",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -96,170 +75,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispatcher.http.delivery.FIRST_PAUSE_S", 0.01)
 
 
-def tell(client: Any, conn: Connection) -> list[tuple[str, Any]]:
-    """The same story through any client: what each step answered, or which error it raised."""
-    told: list[tuple[str, Any]] = []
-
-    def step(name: str, act: Callable[[], Any]) -> Any:
-        try:
-            answer = act()
-        except Exception as exc:
-            told.append((name, type(exc)))
-            return None
-        told.append((name, answer))
-        return answer
-
-    def refused(name: str, *acts: Callable[[], Any]) -> None:
-        for at, act in enumerate(acts):
-            step(f"{name} {at}", act)
-
-    publish(conn)
-    soon = datetime(2100, 1, 31, 12, tzinfo=UTC)
-    one = step("enqueue", lambda: client.enqueue("any", {"x": "日本", "y": [1, 2.5, None]}, priority=3, tenant="acme"))
-    step("get", lambda: client.get(one))
-    step("early result", lambda: client.result(one))
-    step("explain", lambda: client.explain(one))
-    later = step("later", lambda: client.enqueue("any", run_at=soon, timeout="1min", max_attempts=2))
-    step("get later", lambda: client.get(later))
-    step("retry at once", lambda: client.retry(later))
-    step("cancel", lambda: client.cancel(later))
-    step("cancel twice", lambda: client.cancel(later))
-    step("canceled result", lambda: client.result(later))
-    step("wait", lambda: client.wait(later, timeout="5s"))
-    step("wait for several", lambda: client.wait([later, later]))
-    step("wait in vain", lambda: client.wait([one, later], timeout=0.05))
-    step("unique", lambda: client.enqueue_unique("any", unique_key="k"))
-    step("unique again", lambda: client.enqueue_unique("any", unique_key="k"))
-    many = step("many", lambda: client.enqueue_many("any", [{"n": n} for n in range(3)], delay=timedelta(hours=1)))
-    step("many unique", lambda: client.enqueue_many_unique("any", [{}, {}, {}, {}], ["k", None, "l", "l"]))
-    step("none", lambda: client.enqueue_many("any", []))
-    step("after", lambda: client.get(client.enqueue("any", after=[one, many[0]], on_failure="run")))
-    end(conn, one, "succeeded", result={"rows": 3})
-    step("result", lambda: client.result(one))
-    step("get ended", lambda: client.get(one))
-    end(conn, many[0], "failed", error="no such table")
-    step("failed result", lambda: client.result(many[0]))
-    step("get failed", lambda: client.get(many[0]))
-    batch = step(
-        "batch",
-        lambda: client.batch(
-            "any", [{"n": 1}, {"n": 2}], tenant="acme", callback=Callback("any", {"c": 1}, {"delay": 5})
-        ),
-    )
-    step("get batch", lambda: client.get_batch(batch))
-    step("join", lambda: client.enqueue("any", parent=batch))
-    step("children", lambda: client.list(parent=batch))
-    step("cancel batch", lambda: client.cancel(batch))
-    step("list", lambda: client.list(limit=100))
-    step("list few", lambda: client.list(state=["failed", "succeeded"], since=3600, limit=1))
-    step("list by kind", lambda: client.list(kind="exception", until=soon))
-    step("page", lambda: client.page(type="any", tenant="acme", limit=2))
-    step("page from the start", lambda: client.page(before=0))
-    step("list without end", lambda: client.list(limit=0))
-    step("types", client.types)
-    step("pause", lambda: client.pause("any"))
-    step("pause twice", lambda: client.pause("any"))
-    step("resume", lambda: client.resume("any"))
-    step("set limit", lambda: client.set_limit("any", limit=3, rate="100/min", burst=5))
-    step("set tenant's", lambda: client.set_limit("any", limit=2, tenant="acme"))
-    step("unset limit", lambda: client.set_limit("any", limit=None))
-    step("limited types", client.types)
-    step(
-        "add schedule",
-        lambda: client.add_schedule("n/ightly", "0 3 * * *", "any", {"a": 1}, zone="Europe/Berlin", priority=2),
-    )
-    step("schedules", client.schedules)
-    step("pause schedule", lambda: client.pause_schedule("n/ightly"))
-    step("pause schedule twice", lambda: client.pause_schedule("n/ightly"))
-    step("resume schedule", lambda: client.resume_schedule("n/ightly"))
-    step("trigger schedule", lambda: client.get(client.trigger_schedule("n/ightly")))
-    step("remove schedule", lambda: client.remove_schedule("n/ightly"))
-    step("remove schedule twice", lambda: client.remove_schedule("n/ightly"))
-    step("nobody leads", client.leader)
-    step("nobody leads that", lambda: client.leader("no lease can be called so"))
-    register(conn)
-    step("replicas", client.replicas)
-
-    refused(
-        "enqueue",
-        lambda: client.enqueue("unknown"),
-        lambda: client.enqueue("un known?"),
-        lambda: client.enqueue("\0"),
-        lambda: client.enqueue("any", [1]),
-        lambda: client.enqueue("any", {"x": float("nan")}),
-        lambda: client.enqueue("any", {"x": "x" * MAX_BYTES}),
-        lambda: client.enqueue("import", {"rows": [{}]}),
-        lambda: client.enqueue("any", run_at=datetime(2030, 1, 1)),  # noqa: DTZ001 - that is the point
-        lambda: client.enqueue("any", run_at=soon, delay=1),
-        lambda: client.enqueue("any", delay=-1),
-        lambda: client.enqueue("any", nonsense=1),
-        lambda: client.enqueue("any", priority="high"),
-        lambda: client.enqueue("any", timeout=0),
-        lambda: client.enqueue("any", after=10**15),
-        lambda: client.enqueue("any", parent=10**15),
-        lambda: client.enqueue("any", parent=batch),
-        lambda: client.enqueue("any", unique_key=""),
-        lambda: client.enqueue_many("unknown", []),
-        lambda: client.enqueue_many("unknown", [{}]),
-        lambda: client.enqueue_many("any", [{}, {"x": "x" * MAX_BYTES}]),
-        lambda: client.enqueue_many("any", [{}, 1]),
-        lambda: client.enqueue_many("any", [{}], unique_key="k"),
-        lambda: client.enqueue_many_unique("any", [{}], ["a", "b"]),
-        lambda: client.enqueue_many_unique("any", [{}], "a"),
-        lambda: client.batch("any", []),
-        lambda: client.batch("any", [{}], unique_key="k"),
-        lambda: client.batch("any", [{}], callback=Callback("unknown")),
-        lambda: client.batch("any", [{}], callback=3),
-        lambda: client.batch("any", [{}], callback=Callback("any", options={"after": 1})),
-    )
-    for method in ("get", "result", "wait", "cancel", "retry", "explain", "get_batch"):
-        call = getattr(client, method)
-        refused(method, *(lambda id=id, call=call: call(id) for id in (0, -1, 10**12, 2**63, "x", None, True)))
-    refused(
-        "others",
-        lambda: client.get_batch(one),
-        lambda: client.retry(many[1]),
-        lambda: client.retry(many[1]),
-        lambda: client.wait([one, 10**12]),
-        lambda: client.wait("x"),
-        lambda: client.wait(one, timeout=-1),
-        lambda: client.list(state="nonsense"),
-        lambda: client.list(state=[]),
-        lambda: client.list(since=datetime(2030, 1, 1)),  # noqa: DTZ001 - that is the point
-        lambda: client.list(type=""),
-        lambda: client.list(parent=0),
-        lambda: client.list(limit=-1),
-        lambda: client.page(limit=0),
-        lambda: client.page(before="x"),
-        lambda: client.pause("unknown"),
-        lambda: client.resume("../jobs"),
-        lambda: client.set_limit("unknown", limit=1),
-        lambda: client.set_limit("any", limit=0),
-        lambda: client.set_limit("any", rate="often"),
-        lambda: client.set_limit("any", limit=float("nan")),
-        lambda: client.set_limit("any"),
-        lambda: client.add_schedule("s", "nonsense", "any"),
-        lambda: client.add_schedule("s", "0 3 * * *", "any", zone="Nowhere"),
-        lambda: client.add_schedule("s", "0 3 * * *", "unknown"),
-        lambda: client.add_schedule("s", "0 3 * * *", "any", catch_up="never"),
-        lambda: client.add_schedule("s", "0 3 * * *", "any", delay=5),
-        lambda: client.add_schedule("s!", "0 3 * * *", "any"),
-        lambda: client.add_schedule("s", "0 3 * * *", "any", {"x": "x" * MAX_BYTES}),
-        lambda: client.pause_schedule("none"),
-        lambda: client.resume_schedule("s!"),
-        lambda: client.trigger_schedule("none"),
-        lambda: client.remove_schedule("none"),
-    )
-    return told
-
-
-def timeless(told: Any) -> str:
-    """Without what differs between two runs: times, and who it was."""
-    text = re.sub(r"datetime\.datetime\((?:[^()]|\([^()]*\))*\)", "<time>", repr(told))
-    text = re.sub(r"20\d\d-\d\d-\d\d[T ][\d:.]+(?:\+00:00|Z)?", "<time>", text)
-    return re.sub(r"\d+\.\d+ s\b", "<s>", text)
-
-
 def test_the_same_story_through_any_client(client: Any, conn: Connection, other_dsn: str) -> None:
     with dispatcher.Client(other_dsn) as model, psycopg.connect(other_dsn, autocommit=True) as other_conn:
         expected = tell(model, other_conn)
@@ -271,3 +86,266 @@ def test_the_same_story_through_any_client(client: Any, conn: Connection, other_
         if timeless(ours) != timeless(theirs)
     ]
     assert not different, "\n".join(different)
+
+
+def test_methods_and_parameters_are_those_of_the_database_clients() -> None:
+    def methods(kind: type) -> dict[str, list[str]]:
+        public = {name: value for name, value in inspect.getmembers(kind, callable) if not name.startswith("_")}
+        return {
+            name: [one for one in inspect.signature(value).parameters if one != "conn"]
+            for name, value in public.items()
+        }
+
+    model = {name: given for name, given in methods(dispatcher.Client).items() if name not in ABSENT}
+    assert methods(http.Client) == {**model, "events": ["self", "id"]}
+    assert methods(http.AsyncClient) == methods(http.Client)
+
+
+def test_times_are_aware_and_exact(client: Any) -> None:
+    soon = datetime(2100, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+    job = client.get(client.enqueue("any", run_at=soon))
+    assert job.run_at == soon
+    assert job.created_at.utcoffset() is not None
+
+
+def test_stored_result_is_read(client: Any, conn: Connection, tmp_path: Path) -> None:
+    stored = tmp_path / "result.json"
+    stored.write_text(json.dumps({"rows": [1, 2]}))
+    id = client.enqueue("any")
+    end(conn, id, "succeeded")
+    conn.execute("update dispatcher.job set result = null, result_url = %s where id = %s", (stored.as_uri(), id))
+    assert client.result(id) == {"rows": [1, 2]}
+
+
+def test_wait_ends_with_the_job(client: Any, port: int, token: str) -> None:
+    ids = client.enqueue_many("any", [{}, {}])
+    with ThreadPoolExecutor() as threads, http.Client(f"http://127.0.0.1:{port}", token) as other:
+        waiting = threads.submit(client.wait, ids, 20)
+        for id in ids:
+            other.cancel(id)
+        assert [(job.id, job.state) for job in waiting.result(10)] == [(id, "canceled") for id in ids]
+
+
+def test_too_many_at_once_are_refused_before_they_are_sent(client: Any, conn: Connection) -> None:
+    with pytest.raises(InvalidOption, match="up to 10000 jobs at once; these are 10001"):
+        client.enqueue_many("any", [{}] * 10_001)
+    assert len(client.enqueue_many("any", [{}] * 10_000)) == count(conn) == 10_000
+    assert len(client.list(limit=1_200)) == 1_200
+
+
+class Spy:
+    """What the server answered, to each try."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.statuses: list[int] = []
+        self.lost = 0
+        judge, lose = Delivery.judge, Delivery.lost
+
+        def spied(delivery: Delivery, answer: Any) -> Any:
+            self.statuses.append(answer.status)
+            return judge(delivery, answer)
+
+        def counted(delivery: Delivery, exc: Any) -> Exception:
+            self.lost += 1
+            return lose(delivery, exc)
+
+        monkeypatch.setattr(Delivery, "judge", spied)
+        monkeypatch.setattr(Delivery, "lost", counted)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+@pytest.fixture
+def proxy(port: int) -> Iterator[TcpProxy]:
+    with TcpProxy("127.0.0.1", port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=[http.Client, Blocking], ids=["blocking", "async"])
+def distant(request: pytest.FixtureRequest, proxy: TcpProxy, token: str) -> Iterator[Any]:
+    """A client behind the proxy."""
+    with request.param(f"http://127.0.0.1:{proxy.port}", token) as client:
+        yield client
+
+
+def unanswered(proxy: TcpProxy, act: Callable[[], Any], committed: Callable[[], bool]) -> Any:
+    """Does something, whose first answer is lost after the server has committed."""
+    with ThreadPoolExecutor() as threads:
+        proxy.pause(to_server=False)
+        acting = threads.submit(act)
+        until(committed)
+        proxy.drop()
+        proxy.restore()
+        return acting.result(20)
+
+
+def test_nothing_is_enqueued_twice_where_the_answer_is_lost(
+    distant: Any, proxy: TcpProxy, conn: Connection, spy: Spy
+) -> None:
+    def holds(jobs: int) -> Callable[[], bool]:
+        return lambda: count(conn) == jobs
+
+    id = unanswered(proxy, lambda: distant.enqueue("any"), holds(1))
+    assert spy.lost >= 1
+    assert spy.statuses[-1] == 202
+    assert distant.get(id).id == id
+    ids = unanswered(proxy, lambda: distant.enqueue_many("any", [{}, {}]), holds(3))
+    assert [distant.get(one).id for one in ids] == ids
+    batch = unanswered(proxy, lambda: distant.batch("any", [{}, {}]), holds(6))
+    assert distant.get_batch(batch).total == 2
+    again = unanswered(proxy, lambda: distant.enqueue_unique("any", unique_key="k"), holds(7))
+    assert again[1], "it is a new job, whichever try made it"
+    distant.add_schedule("s", "0 3 * * *", "any")
+    triggered = unanswered(proxy, lambda: distant.trigger_schedule("s"), holds(8))
+    assert distant.get(triggered).id == triggered
+    gone = lambda: not conn.execute("select from dispatcher.schedule").fetchall()  # noqa: E731
+    assert unanswered(proxy, lambda: distant.remove_schedule("s"), gone) is None
+    assert count(conn) == 8
+
+
+def test_two_calls_alike_are_two_jobs(client: Any) -> None:
+    assert client.enqueue("any") != client.enqueue("any")
+
+
+def test_try_that_meets_the_first_one_under_way_waits_for_it(
+    distant: Any, proxy: TcpProxy, dsn: str, conn: Connection, spy: Spy
+) -> None:
+    with (
+        ThreadPoolExecutor() as threads,
+        open_transaction(dsn, "lock table dispatcher.job in share row exclusive mode") as locked,
+    ):
+        enqueueing = threads.submit(distant.enqueue, "any")
+        blocked = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        until(lambda: conn.execute(blocked).fetchall())
+        proxy.drop()
+        until(lambda: 409 in spy.statuses)
+        locked.rollback()
+        id = enqueueing.result(20)
+    assert distant.get(id).id == id
+    assert count(conn) == 1
+
+
+def test_without_retries_a_lost_answer_is_told(proxy: TcpProxy, token: str, conn: Connection) -> None:
+    with http.Client(f"http://127.0.0.1:{proxy.port}", token, retries=0) as client, pytest.raises(ApiUnavailable):
+        unanswered(proxy, lambda: client.enqueue("any"), lambda: count(conn) == 1)
+
+
+def test_server_that_starts_again_is_waited_for(
+    dsn: str, conn: Connection, token: str, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.http.delivery.FIRST_PAUSE_S", 0.5)
+    publish(conn)
+    with serving(dsn) as port:
+        client = http.Client(f"http://127.0.0.1:{port}", token)
+        id = client.enqueue("any")
+    with ThreadPoolExecutor() as threads, client:
+        getting = threads.submit(client.get, id)
+        until(lambda: spy.lost)
+        with serving(dsn, port=port):
+            assert getting.result(20).id == id
+
+
+def test_nobody_answers(token: str, proxy: TcpProxy) -> None:
+    proxy.cut()
+    with http.Client(f"http://127.0.0.1:{proxy.port}", token, retries=1) as client:
+        with pytest.raises(DatabaseUnavailable, match=r"cannot reach the HTTP API at http://127\.0\.0\.1") as told:
+            client.enqueue("any")
+        assert isinstance(told.value, ApiUnavailable)
+
+
+def test_something_else_answers(port: int, token: str) -> None:
+    with http.Client(f"http://127.0.0.1:{port}/elsewhere", token) as client:
+        for call in (
+            client.types,
+            client.leader,
+            lambda: client.get(1),
+            lambda: client.pause("any"),
+            lambda: next(client.events(1)),
+        ):
+            with pytest.raises(ApiUnavailable, match="no such path: is the url right"):
+                call()
+
+
+def test_events_until_the_end_over_a_lost_connection(distant: Any, proxy: TcpProxy, client: Any) -> None:
+    id = client.enqueue("any")
+    events = distant.events(id)
+    name, data = next(events)
+    assert (name, data["id"], data["state"]) == ("state", id, "pending")
+    proxy.drop()
+    client.cancel(id)
+    rest = list(events)
+    assert [(name, data["state"]) for name, data in rest] == [("state", "canceled")]
+    assert [data["state"] for _, data in distant.events(id)] == ["canceled"]
+
+
+def test_events_of_no_job(client: Any) -> None:
+    with pytest.raises(JobNotFound):
+        next(iter(client.events(10**12)))
+
+
+def test_client_may_be_closed_and_used_again(client: Any) -> None:
+    id = client.enqueue("any")
+    client.close()
+    assert client.get(id).id == id
+
+
+def test_what_a_token_may_not_do(port: int, dsn: str) -> None:
+    def refused(token: str, act: Callable[[http.Client], Any], told: str) -> None:
+        with http.Client(f"http://127.0.0.1:{port}", token) as client, pytest.raises(AccessDenied, match=told):
+            act(client)
+
+    refused("djt_" + "x" * 43, lambda client: client.types(), "no such token")
+    refused("nonsense", lambda client: client.get(1), "no token of the dispatcher's")
+    refused("nonsense", lambda client: next(client.events(1)), "no token of the dispatcher's")
+    refused(token_of(dsn, role="read"), lambda client: client.enqueue("any"), "needs the role write")
+    refused(token_of(dsn, tenant="acme"), lambda client: client.replicas(), "concerns all tenants")
+
+
+def test_too_many_jobs_wait(dsn: str, conn: Connection, token: str) -> None:
+    publish(conn)
+    with (
+        serving(dsn, max_pending=1) as port,
+        http.Client(f"http://127.0.0.1:{port}", token, retries=0) as client,
+        pytest.raises(TooManyJobs, match="no room for 2 more"),
+    ):
+        client.enqueue_many("any", [{}, {}])
+
+
+def test_token_is_told_nobody(port: int, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = token_of(dsn, role="read")
+    with http.Client(f"http://127.0.0.1:{port}", token, retries=0) as client:
+        shown = repr(client) + repr(client._address)
+        for act in (lambda: client.enqueue("any"), lambda: client.get(1)):
+            with pytest.raises(dispatcher.DispatcherError) as told:
+                act()
+            shown += "".join(traceback.format_exception(told.value))
+    with http.Client("http://127.0.0.1:1", token, retries=0) as client, pytest.raises(ApiUnavailable) as told:
+        client.types()
+    shown += "".join(traceback.format_exception(told.value))
+    with pytest.raises(SettingsError) as refused:
+        http.Client("http://127.0.0.1:1", token + "\n" + token)
+    assert token not in shown + str(refused.value) + caplog.text
+
+
+def test_environment_says_where_and_who(port: int, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="DISPATCHER_API_URL"):
+        http.Client()
+    monkeypatch.setenv("DISPATCHER_API_URL", f"http://127.0.0.1:{port}/")
+    with pytest.raises(SettingsError, match="DISPATCHER_API_TOKEN"):
+        http.Client()
+    monkeypatch.setenv("DISPATCHER_API_TOKEN", token + "\n")
+    with http.Client() as client:
+        assert client.types()
+
+
+@pytest.mark.parametrize(
+    "url", ["jobs.example.com", "ftp://x", "http://", "http://a:b@c", "http://x?y", "http://x:nine"]
+)
+def test_url_that_is_none(url: str) -> None:
+    with pytest.raises(SettingsError, match="the url of the HTTP API") as told:
+        http.Client(url, "djt_x")
+    assert "a:b" not in str(told.value)
