@@ -34,7 +34,7 @@ class Client(Sender):
     the way, or refused for the moment (429, 503), is sent again up to `retries` times within a minute; nothing is done
     twice by that. Every method raises ApiUnavailable where the API cannot be reached, DatabaseUnavailable where its
     database cannot, AccessDenied where the token may not do it. It has no `conn`: a job that belongs into a transaction
-    of the caller's needs dispatcher.Client.
+    of the caller's needs dispatcher.Client. What else it has not: see dispatcher.http.
     """
 
     def enqueue(self, type: str, payload: Any = None, **options: Unpack[Options]) -> int:

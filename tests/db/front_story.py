@@ -71,7 +71,7 @@ def _jobs(step: Step, client: Any, conn: Connection) -> tuple[int, int]:
     step("unique", lambda: client.enqueue_unique("any", unique_key="k"))
     step("unique again", lambda: client.enqueue_unique("any", unique_key="k"))
     many = step("many", lambda: client.enqueue_many("any", [{"n": n} for n in range(3)], delay=timedelta(hours=1)))
-    step("many unique", lambda: client.enqueue_many_unique("any", [{}, {}, {}, {}], ["k", None, "l", "l"]))
+    step("many unique", lambda: client.enqueue_many_unique("any", [{}, {}, {}], ["k", None, "l"]))
     step("none", lambda: client.enqueue_many("any", []))
     step("after", lambda: client.get(client.enqueue("any", after=[one, many[0]], on_failure="run")))
     end(conn, one, "succeeded", result={"rows": 3})

@@ -29,11 +29,11 @@ from dispatcher.errors import (
 )
 from dispatcher.http.delivery import Delivery
 from tests import servers
-from tests.db.api_serving import serving, token_of
 from tests.db.front_door import count, end, publish
 from tests.db.front_story import tell, timeless
 from tests.db.http_clients import Blocking
 from tests.db.running import open_transaction, until
+from tests.db.serving import Served
 from tests.proxy import TcpProxy
 
 Connection = psycopg.Connection[Any]
@@ -52,20 +52,20 @@ def other_dsn(server: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def port(dsn: str, conn: Connection) -> Iterator[int]:
+def served(dsn: str, conn: Connection) -> Iterator[Served]:
     publish(conn)
-    with serving(dsn) as port:
-        yield port
+    with Served(dsn) as served:
+        yield served
 
 
 @pytest.fixture
-def token(dsn: str) -> str:
-    return token_of(dsn)
+def token(served: Served) -> str:
+    return served.token(role="admin")
 
 
 @pytest.fixture(params=[http.Client, Blocking], ids=["blocking", "async"])
-def client(request: pytest.FixtureRequest, port: int, token: str) -> Iterator[Any]:
-    with request.param(f"http://127.0.0.1:{port}", token) as client:
+def client(request: pytest.FixtureRequest, served: Served, token: str) -> Iterator[Any]:
+    with request.param(served.url, token) as client:
         yield client
 
 
@@ -117,9 +117,9 @@ def test_stored_result_is_read(client: Any, conn: Connection, tmp_path: Path) ->
     assert client.result(id) == {"rows": [1, 2]}
 
 
-def test_wait_ends_with_the_job(client: Any, port: int, token: str) -> None:
+def test_wait_ends_with_the_job(client: Any, served: Served, token: str) -> None:
     ids = client.enqueue_many("any", [{}, {}])
-    with ThreadPoolExecutor() as threads, http.Client(f"http://127.0.0.1:{port}", token) as other:
+    with ThreadPoolExecutor() as threads, http.Client(served.url, token) as other:
         waiting = threads.submit(client.wait, ids, 20)
         for id in ids:
             other.cancel(id)
@@ -159,8 +159,8 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
 
 
 @pytest.fixture
-def proxy(port: int) -> Iterator[TcpProxy]:
-    with TcpProxy("127.0.0.1", port) as proxy:
+def proxy(served: Served) -> Iterator[TcpProxy]:
+    with TcpProxy("127.0.0.1", served.port) as proxy:
         yield proxy
 
 
@@ -233,19 +233,17 @@ def test_without_retries_a_lost_answer_is_told(proxy: TcpProxy, token: str, conn
         unanswered(proxy, lambda: client.enqueue("any"), lambda: count(conn) == 1)
 
 
-def test_server_that_starts_again_is_waited_for(
-    dsn: str, conn: Connection, token: str, spy: Spy, monkeypatch: pytest.MonkeyPatch
+def test_server_that_is_away_for_a_moment_is_waited_for(
+    distant: Any, proxy: TcpProxy, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.http.delivery.FIRST_PAUSE_S", 0.5)
-    publish(conn)
-    with serving(dsn) as port:
-        client = http.Client(f"http://127.0.0.1:{port}", token)
-        id = client.enqueue("any")
-    with ThreadPoolExecutor() as threads, client:
-        getting = threads.submit(client.get, id)
+    monkeypatch.setattr("dispatcher.http.delivery.FIRST_PAUSE_S", 0.1)
+    id = distant.enqueue("any")
+    proxy.cut()
+    with ThreadPoolExecutor() as threads:
+        getting = threads.submit(distant.get, id)
         until(lambda: spy.lost)
-        with serving(dsn, port=port):
-            assert getting.result(20).id == id
+        proxy.restore()
+        assert getting.result(20).id == id
 
 
 def test_nobody_answers(token: str, proxy: TcpProxy) -> None:
@@ -256,8 +254,8 @@ def test_nobody_answers(token: str, proxy: TcpProxy) -> None:
         assert isinstance(told.value, ApiUnavailable)
 
 
-def test_something_else_answers(port: int, token: str) -> None:
-    with http.Client(f"http://127.0.0.1:{port}/elsewhere", token) as client:
+def test_something_else_answers(served: Served, token: str) -> None:
+    with http.Client(f"{served.url}/elsewhere", token) as client:
         for call in (
             client.types,
             client.leader,
@@ -292,32 +290,32 @@ def test_client_may_be_closed_and_used_again(client: Any) -> None:
     assert client.get(id).id == id
 
 
-def test_what_a_token_may_not_do(port: int, dsn: str) -> None:
+def test_what_a_token_may_not_do(served: Served) -> None:
     def refused(token: str, act: Callable[[http.Client], Any], told: str) -> None:
-        with http.Client(f"http://127.0.0.1:{port}", token) as client, pytest.raises(AccessDenied, match=told):
+        with http.Client(served.url, token) as client, pytest.raises(AccessDenied, match=told):
             act(client)
 
     refused("djt_" + "x" * 43, lambda client: client.types(), "no such token")
     refused("nonsense", lambda client: client.get(1), "no token of the dispatcher's")
     refused("nonsense", lambda client: next(client.events(1)), "no token of the dispatcher's")
-    refused(token_of(dsn, role="read"), lambda client: client.enqueue("any"), "needs the role write")
-    refused(token_of(dsn, tenant="acme"), lambda client: client.replicas(), "concerns all tenants")
+    refused(served.token(role="read"), lambda client: client.enqueue("any"), "needs the role write")
+    refused(served.token(tenant="acme"), lambda client: client.replicas(), "concerns all tenants")
 
 
-def test_too_many_jobs_wait(dsn: str, conn: Connection, token: str) -> None:
+def test_too_many_jobs_wait(dsn: str, conn: Connection) -> None:
     publish(conn)
     with (
-        serving(dsn, max_pending=1) as port,
-        http.Client(f"http://127.0.0.1:{port}", token, retries=0) as client,
+        Served(dsn, max_pending=1) as served,
+        http.Client(served.url, served.token(), retries=0) as client,
         pytest.raises(TooManyJobs, match="no room for 2 more"),
     ):
         client.enqueue_many("any", [{}, {}])
 
 
-def test_token_is_told_nobody(port: int, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_token_is_told_nobody(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    token = token_of(dsn, role="read")
-    with http.Client(f"http://127.0.0.1:{port}", token, retries=0) as client:
+    token = served.token(role="read")
+    with http.Client(served.url, token, retries=0) as client:
         shown = repr(client) + repr(client._address)
         for act in (lambda: client.enqueue("any"), lambda: client.get(1)):
             with pytest.raises(dispatcher.DispatcherError) as told:
@@ -331,10 +329,10 @@ def test_token_is_told_nobody(port: int, dsn: str, caplog: pytest.LogCaptureFixt
     assert token not in shown + str(refused.value) + caplog.text
 
 
-def test_environment_says_where_and_who(port: int, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_says_where_and_who(served: Served, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="DISPATCHER_API_URL"):
         http.Client()
-    monkeypatch.setenv("DISPATCHER_API_URL", f"http://127.0.0.1:{port}/")
+    monkeypatch.setenv("DISPATCHER_API_URL", served.url + "/")
     with pytest.raises(SettingsError, match="DISPATCHER_API_TOKEN"):
         http.Client()
     monkeypatch.setenv("DISPATCHER_API_TOKEN", token + "\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -279,6 +281,14 @@ def test_event_that_is_none() -> None:
 @pytest.mark.parametrize(("name", "path"), [("a/b", "a/b"), ("../x", "%2E%2E/x"), ("a b?#%", "a%20b%3F%23%25")])
 def test_names_stay_within_their_path(name: str, path: str) -> None:
     assert in_path(name) == path
+
+
+def test_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("dispatcher.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(ImportError, match=r"pg-dispatcher\[http\]"):
+        importlib.import_module("dispatcher.http")
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
