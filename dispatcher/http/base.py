@@ -37,7 +37,8 @@ class Base:
     def _options(self) -> dict[str, Any]:
         """Of an httpx client."""
         headers = {"Authorization": f"Bearer {self._address.token}", "User-Agent": f"pg-dispatcher/{__version__}"}
-        return {"headers": headers, "timeout": self._timeout}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)  # as many as wait at once
+        return {"headers": headers, "timeout": self._timeout, "limits": limits}
 
     def _delivery(self, request: Request) -> Delivery:
         return Delivery(request, self._address.url)

@@ -22,6 +22,7 @@ from dispatcher.http.reading import refusal
 WITHIN_S = 60.0  # then the caller should know, however many tries are left
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0  # five pauses of that kind outlast a server that starts again
 AWAY = frozenset({429, 502, 503, 504})  # 502 and 504: a proxy in front that reached nobody
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 
@@ -43,8 +44,8 @@ class Delivery:
         self._uncertain = False
 
     def lost(self, exc: httpx.RequestError) -> Exception:
-        """What an error of the network means; it may have arrived nevertheless."""
-        self._uncertain = True
+        """What an error of the network means; the request may have arrived nevertheless."""
+        self._uncertain |= not isinstance(exc, _UNSENT)
         line = " ".join(str(exc).split()) or type(exc).__name__
         error = ApiUnavailable(f"cannot reach the HTTP API at {self._where}: {line}")
         return Again(error) if isinstance(exc, httpx.TransportError) and not isinstance(exc, _HOPELESS) else error
@@ -55,9 +56,7 @@ class Delivery:
             # The server may have lost its own connection, to the database, with the commit under way.
             self._uncertain |= answer.status != 429
             raise Again(refusal(answer), retry_after_s(answer.headers))
-        if self.request.method == "DELETE" and answer.status == 404 and self._uncertain:
-            return Answer(204, {})
-        return answer
+        return Answer(204, {}) if self._uncertain and self._is_gone(answer) else answer
 
     def policy(self, retries: int) -> dict[str, Any]:
         """For tenacity."""
@@ -69,6 +68,12 @@ class Delivery:
             "wait": _pause_s,
             "reraise": True,
         }
+
+    def _is_gone(self, answer: Answer) -> bool:
+        """True if what was to be removed is not there, and it is the API that says so."""
+        if self.request.method != "DELETE" or answer.status != 404:
+            return False
+        return not isinstance(refusal(answer), ApiUnavailable)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from dispatcher import Callback
-from tests.db.contenders import register
+from tests.db.contenders import contender, register
 from tests.db.front_door import MAX_BYTES, end, publish
 
 Connection = psycopg.Connection[Any]
@@ -128,8 +128,12 @@ def _control(step: Step, client: Any, conn: Connection) -> None:
     step("remove schedule twice", lambda: client.remove_schedule("n/ightly"))
     step("nobody leads", client.leader)
     step("nobody leads that", lambda: client.leader("no lease can be called so"))
-    register(conn)
-    step("replicas", client.replicas)
+    with contender(conn.info.dsn, register(conn), duration_s=30) as lease:
+        assert lease.connect()
+        assert lease.contend()
+        step("leader", client.leader)
+        step("replicas", client.replicas)
+        step("explain with a leader", lambda: client.explain(client.enqueue("any")))
 
 
 def _refused_jobs(steps: Steps, client: Any, batch: int) -> None:

@@ -131,10 +131,15 @@ def test_what_was_removed_by_a_try_without_an_answer_is_removed(client_of: Calla
     client_of(Server(first, GONE)).remove_schedule("s")
 
 
-@pytest.mark.parametrize("answers", [[GONE], [httpx.Response(429), GONE]])
-def test_what_never_was_cannot_be_removed(client_of: Callable[..., Client], answers: list[httpx.Response]) -> None:
+@pytest.mark.parametrize("answers", [[GONE], [httpx.Response(429), GONE], [httpx.ConnectError("refused"), GONE]])
+def test_what_never_was_cannot_be_removed(client_of: Callable[..., Client], answers: list[Any]) -> None:
     with pytest.raises(errors.ScheduleNotFound):
         client_of(Server(*answers)).remove_schedule("s")
+
+
+def test_something_else_cannot_say_that_it_is_removed(client_of: Callable[..., Client]) -> None:
+    with pytest.raises(errors.ApiUnavailable):
+        client_of(Server(LOST, httpx.Response(404, text="<html>"))).remove_schedule("s")
 
 
 def test_wrong_options_are_never_sent(client_of: Callable[..., Client]) -> None:
