@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Unpack, overload
 
 import httpx
@@ -90,7 +90,7 @@ class AsyncClient(AsyncSender):
         """As Client.explain."""
         return await self._do(self._jobs.explain(id))
 
-    async def events(self, id: int) -> AsyncIterator[Event]:
+    async def events(self, id: int) -> AsyncGenerator[Event, None]:
         """As Client.events. Whoever leaves it early closes the stream with contextlib.aclosing."""
         reader = EventReader(id)
         while not reader.over:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Unpack, overload
 
 import httpx
@@ -102,7 +102,7 @@ class Client(Sender):
         """Why the job does not run. See dispatcher.Client.explain. Raises JobNotFound."""
         return self._do(self._jobs.explain(id))
 
-    def events(self, id: int) -> Iterator[Event]:
+    def events(self, id: int) -> Generator[Event, None, None]:
         """("state" or "progress", what the job is like then) as it happens, until the job has ended.
 
         The first one tells how it is now. Connects again after a loss; a slow reader misses steps, not the end. The

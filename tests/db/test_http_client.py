@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -282,6 +284,34 @@ def test_events_until_the_end_over_a_lost_connection(distant: Any, proxy: TcpPro
 def test_events_of_no_job(client: Any) -> None:
     with pytest.raises(JobNotFound):
         next(iter(client.events(10**12)))
+
+
+def test_events_may_be_left_early(served: Served, token: str) -> None:
+    async def leave(id: int) -> None:
+        async with http.AsyncClient(served.url, token) as client, contextlib.aclosing(client.events(id)) as events:
+            await anext(events)
+
+    with http.Client(served.url, token) as client:
+        id = client.enqueue("any")
+        for _ in client.events(id):
+            break
+        asyncio.run(leave(id))
+        until(lambda: served.subscribers == 0)
+        assert client.get(id).state == "pending"
+
+
+def test_many_wait_at_once_over_one_client(served: Served, token: str) -> None:
+    async def wait_for_all() -> list[Any]:
+        async with http.AsyncClient(served.url, token) as client:
+            ids = await client.enqueue_many("any", [{}] * 150)
+            waits = [asyncio.create_task(client.wait(id, timeout=30)) for id in ids]
+            while served.subscribers < len(ids):
+                await asyncio.sleep(0.01)
+            for id in ids:
+                await client.cancel(id)
+            return [job.state for job in await asyncio.gather(*waits)]
+
+    assert set(asyncio.run(wait_for_all())) == {"canceled"}
 
 
 def test_client_may_be_closed_and_used_again(client: Any) -> None:
