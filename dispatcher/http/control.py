@@ -34,6 +34,8 @@ class ControlCalls:
     def set_limit(self, type: str, limits: dict[str, Any], tenant: str | None) -> Call[None]:
         """Changes those that are not UNCHANGED."""
         changes = {name: value for name, value in limits.items() if not isinstance(value, Unchanged)}
+        if not changes:
+            raise InvalidOption("give at least one of limit, tenant_limit, rate and burst")
         try:
             body = encode(changes if tenant is None else {**changes, "tenant": tenant})
         except (TypeError, ValueError) as exc:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from dispatcher.batch import BatchInfo, Callback
 from dispatcher.errors import EnqueueError, InvalidOption, InvalidPayload, PayloadTooLarge, UnknownType
+from dispatcher.executor import TYPE_NAME
 from dispatcher.filters import MAX_ID, Wanted, checked_limit
 from dispatcher.http.exchange import Call, Request, in_path
 from dispatcher.http.reading import explanation, fill, read
@@ -230,6 +231,8 @@ def _path_id(id: int) -> int:
 
 def _filters(wanted: Wanted) -> list[tuple[str, str]] | None:
     """As the query has them; None where no job can be meant. "So long ago" is counted from our own clock."""
+    if wanted.type is not None and not TYPE_NAME.fullmatch(wanted.type):
+        return None
     params = [("state", state.value) for state in wanted.states or ()]
     params += [(name, text) for name in ("type", "tenant", "kind") if (text := getattr(wanted, name)) is not None]
     times = {"since": wanted.since, "until": wanted.until}

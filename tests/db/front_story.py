@@ -117,15 +117,15 @@ def _control(step: Step, client: Any, conn: Connection) -> None:
     step("limited types", client.types)
     step(
         "add schedule",
-        lambda: client.add_schedule("n/ightly", "0 3 * * *", "any", {"a": 1}, zone="Europe/Berlin", priority=2),
+        lambda: client.add_schedule("nightly", "0 3 * * *", "any", {"a": 1}, zone="Europe/Berlin", priority=2),
     )
     step("schedules", client.schedules)
-    step("pause schedule", lambda: client.pause_schedule("n/ightly"))
-    step("pause schedule twice", lambda: client.pause_schedule("n/ightly"))
-    step("resume schedule", lambda: client.resume_schedule("n/ightly"))
-    step("trigger schedule", lambda: client.get(client.trigger_schedule("n/ightly")))
-    step("remove schedule", lambda: client.remove_schedule("n/ightly"))
-    step("remove schedule twice", lambda: client.remove_schedule("n/ightly"))
+    step("pause schedule", lambda: client.pause_schedule("nightly"))
+    step("pause schedule twice", lambda: client.pause_schedule("nightly"))
+    step("resume schedule", lambda: client.resume_schedule("nightly"))
+    step("trigger schedule", lambda: client.get(client.trigger_schedule("nightly")))
+    step("remove schedule", lambda: client.remove_schedule("nightly"))
+    step("remove schedule twice", lambda: client.remove_schedule("nightly"))
     step("nobody leads", client.leader)
     step("nobody leads that", lambda: client.leader("no lease can be called so"))
     with contender(conn.info.dsn, register(conn), duration_s=30) as lease:
@@ -187,6 +187,8 @@ def _refused(steps: Steps, client: Any, one: int, scheduled: int) -> None:
         lambda: client.list(state=[]),
         lambda: client.list(since=datetime(2030, 1, 1)),  # noqa: DTZ001 - that is the point
         lambda: client.list(type=""),
+        lambda: client.list(type="no such type, nor could there be one"),
+        lambda: client.list(tenant=" é\n", kind="?&="),
         lambda: client.list(parent=0),
         lambda: client.list(limit=-1),
         lambda: client.page(limit=0),

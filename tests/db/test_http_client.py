@@ -110,6 +110,15 @@ def test_times_are_aware_and_exact(client: Any) -> None:
     assert job.created_at.utcoffset() is not None
 
 
+def test_name_with_a_slash_is_one_name(client: Any, dsn: str) -> None:
+    with dispatcher.Client(dsn) as model:
+        model.add_schedule("reports/../nightly", "0 3 * * *", "any")
+        assert client.pause_schedule("reports/../nightly")
+        assert not model.pause_schedule("reports/../nightly")
+        client.remove_schedule("reports/../nightly")
+        assert model.schedules() == []
+
+
 def test_stored_result_is_read(client: Any, conn: Connection, tmp_path: Path) -> None:
     stored = tmp_path / "result.json"
     stored.write_text(json.dumps({"rows": [1, 2]}))
