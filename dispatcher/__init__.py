@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from dispatcher.batch import BatchInfo, Callback
 from dispatcher.errors import (
+    AccessDenied,
+    ApiUnavailable,
     AttemptLost,
     DatabaseUnavailable,
     DispatcherError,
@@ -23,6 +25,7 @@ from dispatcher.errors import (
     SchemaError,
     SettingsError,
     StoreError,
+    TooManyJobs,
     UniqueConflict,
     UnknownType,
     UnsafeTransaction,
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from dispatcher.version import __version__
 
 __all__ = [
+    "AccessDenied",
+    "ApiUnavailable",
     "AsyncClient",
     "AttemptLost",
     "Backoff",
@@ -87,6 +92,7 @@ __all__ = [
     "Snooze",
     "State",
     "StoreError",
+    "TooManyJobs",
     "TypeStats",
     "UniqueConflict",
     "UnknownType",

@@ -20,6 +20,18 @@ class DatabaseUnavailable(DispatcherError):
     """PostgreSQL could not be reached, or ended the session."""
 
 
+class ApiUnavailable(DatabaseUnavailable):
+    """The HTTP API could not be reached, or what answers is not it."""
+
+
+class AccessDenied(DispatcherError):
+    """The HTTP API does not take the token, or it may not do this."""
+
+
+class TooManyJobs(DispatcherError):
+    """The HTTP API takes no more jobs of this tenant for now: too many wait already."""
+
+
 class UnsupportedServer(DispatcherError):
     """The server cannot be led on: too old, in recovery, or behind a pooler."""
 

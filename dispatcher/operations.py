@@ -35,6 +35,7 @@ from dispatcher.schema_check import compile_schema
 SCHEMA_AGE_S = 5.0  # a type's new schema is heeded after so long
 CHUNK = 5_000  # payloads in a statement
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.5  # between two looks at a job that is waited for
+EMPTY_BATCH = "a batch needs at least one job"
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # NUL, or a surrogate, which may be half of a pair
 _POSITION = re.compile(r"payload (\d+): ")
 
@@ -142,11 +143,7 @@ class Operations:
         self, name: str, cron: str, type: str, payload: Any, zone: str, catch_up: str, options: Options
     ) -> Operation[None]:
         """Adds a schedule, or changes it."""
-        if misplaced := sorted({"run_at", "delay", "after", "on_failure", "parent"} & set(options)):
-            raise InvalidOption(f"option {misplaced[0]!r} makes no sense for a schedule")
-        if catch_up not in POLICIES:
-            raise InvalidOption(f'option \'catch_up\' must be "skip", "one" or "all"; it is {catch_up!r:.100}')
-        Cron.parse(cron, zone)
+        check_schedule(cron, zone, catch_up, options)
         text, encoded = encode_payload(payload), encode_options(options, zone=zone, catch_up=catch_up)
         if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
@@ -169,9 +166,7 @@ class Operations:
         options: Options,
     ) -> Operation[tuple[int, int]]:
         """The first chunk makes the batch, the others join it."""
-        if options.get("parent") is not None or options.get("unique_key") is not None:
-            raise InvalidOption("options parent and unique_key do not go with a batch")
-        given = json.loads(encode_options(options))  # once: `after` may be an iterator
+        given = batch_options(options)
         first = encode(given if callback is None else given | {"callback": (yield from self._callback(callback))})
         id, count, more = 0, 0, ""
         for numbers, chunk in chunks:
@@ -184,7 +179,7 @@ class Operations:
                 yield from _numbered(jobs.enqueue_many_jobs(type, chunk, more), noun, numbers)
             count += len(numbers)
         if not id:
-            raise InvalidOption("a batch needs at least one job")
+            raise InvalidOption(EMPTY_BATCH)
         return id, count
 
     def _callback(self, callback: str | Callback) -> Operation[dict[str, Any]]:
@@ -216,12 +211,7 @@ class Operations:
 
     def result(self, id: int) -> Operation[JobInfo]:
         """A job that ended well, and so has a result."""
-        job = yield from jobs.get_job(id)
-        if not job.state.final:
-            raise WrongState(f"job {id} is {job.state}: it has no result yet")
-        if job.state in (State.FAILED, State.CANCELED):
-            raise JobFailed(describe_failure(job))
-        return job
+        return with_result((yield from jobs.get_job(id)))
 
     def wait(self, ids: Sequence[int], timeout: Duration | None) -> Operation[Infos]:
         """The jobs once all have ended; raises TimeoutError, JobNotFound."""
@@ -235,7 +225,7 @@ class Operations:
             open_ids = {id for id, state in states.items() if not state.final}
             left = None if deadline is None else deadline - self._clock()
             if open_ids and left is not None and left <= 0:
-                raise TimeoutError(f"{_some(open_ids)} not ended in time")
+                raise not_ended(open_ids)
             if open_ids:
                 yield Pause(pause if left is None else min(pause, left))
                 pause = min(LAST_PAUSE_S, pause * 1.5)
@@ -374,6 +364,34 @@ def checked_type(type: Any) -> str:
     return type
 
 
-def _some(ids: set[int]) -> str:
+def check_schedule(cron: str, zone: str, catch_up: str, options: Options) -> None:
+    """Raises InvalidSchedule, InvalidOption."""
+    if misplaced := sorted({"run_at", "delay", "after", "on_failure", "parent"} & set(options)):
+        raise InvalidOption(f"option {misplaced[0]!r} makes no sense for a schedule")
+    if catch_up not in POLICIES:
+        raise InvalidOption(f'option \'catch_up\' must be "skip", "one" or "all"; it is {catch_up!r:.100}')
+    Cron.parse(cron, zone)
+
+
+def batch_options(options: Options) -> dict[str, Any]:
+    """The options of a batch's jobs as JSON has them, once: `after` may be an iterator. Raises InvalidOption."""
+    if options.get("parent") is not None or options.get("unique_key") is not None:
+        raise InvalidOption("options parent and unique_key do not go with a batch")
+    given: dict[str, Any] = json.loads(encode_options(options))
+    return given
+
+
+def with_result(job: JobInfo) -> JobInfo:
+    """The job, if it ended well and so has a result; raises JobFailed, WrongState."""
+    if not job.state.final:
+        raise WrongState(f"job {job.id} is {job.state}: it has no result yet")
+    if job.state in (State.FAILED, State.CANCELED):
+        raise JobFailed(describe_failure(job))
+    return job
+
+
+def not_ended(ids: set[int]) -> TimeoutError:
+    """The error for jobs that were waited for in vain."""
     first = ", ".join(str(id) for id in sorted(ids)[:5])
-    return f"job {first} has" if len(ids) == 1 else f"{len(ids)} jobs ({first}{', …' if len(ids) > 5 else ''}) have"
+    some = f"job {first} has" if len(ids) == 1 else f"{len(ids)} jobs ({first}{', …' if len(ids) > 5 else ''}) have"
+    return TimeoutError(f"{some} not ended in time")

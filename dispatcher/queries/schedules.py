@@ -97,31 +97,31 @@ def list_schedules() -> Operation[list[ScheduleInfo]]:
 
 def add_schedule(name: str, cron: str, type: str, payload: str, options: str) -> Operation[None]:
     """Adds or changes one; `payload` and `options` are JSON texts."""
-    if not _is_name(name):
-        raise InvalidSchedule("a schedule is named by 1 to 200 letters, digits and the signs _ . : / -")
-    yield Query("add_schedule", {"name": name, "cron": cron, "type": type, "payload": payload, "options": options})
+    yield Query(
+        "add_schedule", {"name": new_name(name), "cron": cron, "type": type, "payload": payload, "options": options}
+    )
 
 
 def remove_schedule(name: str) -> Operation[None]:
     """Removes one."""
-    yield Query("remove_schedule", {"name": _known(name)})
+    yield Query("remove_schedule", {"name": known_name(name)})
 
 
 def pause_schedule(name: str) -> Operation[bool]:
     """Whether it was not paused before."""
-    rows = yield Query("pause_schedule", {"name": _known(name)})
+    rows = yield Query("pause_schedule", {"name": known_name(name)})
     return bool(rows[0][0])
 
 
 def resume_schedule(name: str) -> Operation[bool]:
     """Whether it was paused, or stopped by an error."""
-    rows = yield Query("resume_schedule", {"name": _known(name)})
+    rows = yield Query("resume_schedule", {"name": known_name(name)})
     return bool(rows[0][0])
 
 
 def trigger_schedule(name: str) -> Operation[int]:
     """The job's id."""
-    rows = yield Query("trigger_schedule", {"name": _known(name)})
+    rows = yield Query("trigger_schedule", {"name": known_name(name)})
     return int(rows[0][0])
 
 
@@ -129,8 +129,15 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def _known(name: Any) -> str:
-    """A name that a schedule may have: another one, such as half a surrogate, could not even be asked for."""
+def new_name(name: Any) -> str:
+    """A name that a schedule may be given; raises InvalidSchedule."""
+    if not _is_name(name):
+        raise InvalidSchedule("a schedule is named by 1 to 200 letters, digits and the signs _ . : / -")
+    return str(name)
+
+
+def known_name(name: Any) -> str:
+    """A name that a schedule may have; raises ScheduleNotFound. Half a surrogate, say, could not even be asked for."""
     if not _is_name(name):
         raise ScheduleNotFound(f"there is no schedule {name!r:.200}")
     return str(name)

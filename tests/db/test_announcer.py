@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from dispatcher import announcer as announcer_module as telling_module
+from dispatcher import announcer as announcer_module
 from dispatcher.announcer import WATCHED_FOR_S, Announcer
 from dispatcher.db import Connection
 from dispatcher.embedded import EmbeddedPostgres
@@ -85,7 +85,7 @@ def telling(dsn: str, watch: Watch) -> Iterator[Settling]:
 @pytest.fixture
 def mute(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Has PostgreSQL refuse whatever is told from then on."""
-    return lambda: monkeypatch.setattr(telling_module, "payloads", lambda _ids: ["x" * 8000])
+    return lambda: monkeypatch.setattr(announcer_module, "payloads", lambda _ids: ["x" * 8000])
 
 
 # What is told, and until when.
@@ -111,7 +111,7 @@ def test_ends_and_retries_are_told(conn: Connection, lease: Connection, telling:
     watch.announcer.heard()
     ids = [enqueue(conn) for _ in range(2)]
     first, second = claim(lease)
-    announcer_module.settle(execution(first), execution(second, Outcome.snooze(as_job(second), 60.0)))
+    telling.settle(execution(first), execution(second, Outcome.snooze(as_job(second), 60.0)))
     assert watch.heard() == [",".join(map(str, ids))]
 
 
@@ -125,7 +125,7 @@ def test_end_that_was_recorded_before_the_answer_was_lost_is_told(
     ended = execution(claimed)
     conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = %s", (id,))
     ended.resent = True
-    announcer_module.settle(ended)
+    telling.settle(ended)
     assert watch.heard() == [str(id)]
 
 
@@ -137,9 +137,9 @@ def test_job_that_is_busy_is_told_once_it_is_recorded(
     claimed = claim(lease)
     with psycopg.connect(dsn) as user:
         user.execute("select from dispatcher.job where id = %s for update", (busy,))
-        announcer_module.settle(*map(execution, claimed))
+        telling.settle(*map(execution, claimed))
         assert watch.heard() == [str(free)]
-    announcer_module.completer.step()
+    telling.completer.step()
     assert watch.heard() == [str(busy)]
 
 
@@ -147,8 +147,8 @@ def test_progress_is_told(conn: Connection, lease: Connection, telling: Settling
     watch.announcer.heard()
     id = enqueue(conn)
     (claimed,) = claim(lease)
-    announcer_module.completer.report_progress(*execution(claimed).key, 50.0, "half")
-    announcer_module.completer.step()
+    telling.completer.report_progress(*execution(claimed).key, 50.0, "half")
+    telling.completer.step()
     assert job(conn, id)["progress"] == 50.0
     assert watch.heard() == [str(id)]
 
@@ -159,8 +159,8 @@ def test_nothing_is_told_before_and_after_somebody_watches(
     def run() -> int:
         id = enqueue(conn)
         (claimed,) = claim(lease)
-        announcer_module.completer.report_progress(id, claimed.attempt, 50.0, None)
-        announcer_module.settle(execution(claimed))
+        telling.completer.report_progress(id, claimed.attempt, 50.0, None)
+        telling.settle(execution(claimed))
         assert state(conn, id) == "succeeded"
         return id
 
@@ -182,16 +182,16 @@ def test_whatever_the_number_every_job_is_covered(
     conn.execute("alter table dispatcher.job alter id restart with 1000000000000000000")
     conn.execute("select dispatcher.enqueue('quick') from generate_series(1, 2500)")
     claimed = [one for _ in range(3) for one in claim(lease)]
-    announcer_module.completer.report_progress(claimed[0].id, claimed[0].attempt, 1.0, None)
-    announcer_module.completer.step()
+    telling.completer.report_progress(claimed[0].id, claimed[0].attempt, 1.0, None)
+    telling.completer.step()
     for one in claimed:
-        announcer_module.completer.report_progress(one.id, one.attempt, 50.0, None)
+        telling.completer.report_progress(one.id, one.attempt, 50.0, None)
     while value(conn, "select count(*) from dispatcher.job where progress is distinct from 50"):
-        announcer_module.completer.step()
+        telling.completer.step()
     assert "*" in watch.heard()
-    announcer_module.put(*map(execution, claimed))
+    telling.put(*map(execution, claimed))
     for _ in range(3):
-        announcer_module.completer.step()
+        telling.completer.step()
     texts = watch.heard()
     assert sorted(int(id) for text in texts for id in text.split(",")) == sorted(one.id for one in claimed)
     assert max(map(len, texts)) <= 7900
@@ -205,23 +205,23 @@ def test_outcomes_of_which_nobody_could_be_told_are_recorded_once(
 ) -> None:
     ids = [enqueue(conn) for _ in range(3)]
     claimed = claim(lease)
-    announcer_module.settle(execution(claimed[0]))  # the session stands
+    telling.settle(execution(claimed[0]))  # the session stands
     before = sessions(conn)
     watch.announcer.heard()
     mute()
-    announcer_module.completer.report_progress(claimed[1].id, claimed[1].attempt, 50.0, None)
-    announcer_module.completer.step()
+    telling.completer.report_progress(claimed[1].id, claimed[1].attempt, 50.0, None)
+    telling.completer.step()
     assert not watch.announcer.wanted, "each group would fail"
     watch.announcer.heard()
-    announcer_module.settle(*map(execution, claimed[1:]))
+    telling.settle(*map(execution, claimed[1:]))
     for _ in range(2):
-        announcer_module.completer.wake()
-        announcer_module.completer.step()
+        telling.completer.wake()
+        telling.completer.step()
     assert [state(conn, id) for id in ids] == ["succeeded"] * 3
     assert progress(conn, ids[1]) == 50.0
-    assert (announcer_module.finished("succeeded"), announcer_module.stale(), len(announcer_module.inflight)) == (3, 0, 0)
-    assert len(announcer_module.told) == 2, "a group was sent again"
-    assert announcer_module.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 0
+    assert (telling.finished("succeeded"), telling.stale(), len(telling.inflight)) == (3, 0, 0)
+    assert len(telling.told) == 2, "a group was sent again"
+    assert telling.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 0
     assert watch.metrics.registry.get_sample_value("dispatcher_db_errors_total") == 2
     assert sessions(conn) == before
     assert watch.heard() == []
@@ -257,15 +257,15 @@ def test_session_that_ends_while_it_tells_costs_no_outcome(
     claimed = claim(lease)
     watch.announcer.heard()
     if what == "progress":
-        announcer_module.completer.report_progress(claimed[0].id, claimed[0].attempt, 50.0, None)
-    announcer_module.settle(*map(execution, claimed[:2]))
-    announcer_module.put(execution(claimed[2]))
+        telling.completer.report_progress(claimed[0].id, claimed[0].attempt, 50.0, None)
+    telling.settle(*map(execution, claimed[:2]))
+    telling.put(execution(claimed[2]))
     for _ in range(3):
-        announcer_module.completer.wake()
-        announcer_module.completer.step()
-    announcer_module.completer.close()
+        telling.completer.wake()
+        telling.completer.step()
+    telling.completer.close()
     assert [state(conn, id) for id in ids] == ["succeeded"] * 3
-    assert (announcer_module.finished("succeeded"), announcer_module.stale(), len(announcer_module.inflight)) == (3, 0, 0)
+    assert (telling.finished("succeeded"), telling.stale(), len(telling.inflight)) == (3, 0, 0)
     assert progress(conn, ids[0]) == (50.0 if what == "progress" else None)
 
 
