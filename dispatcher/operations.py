@@ -27,9 +27,8 @@ from dispatcher.options import (
     seconds,
 )
 from dispatcher.outcome import encode
-from dispatcher.queries import fleet, jobs, schedules, serving
+from dispatcher.queries import fleet, jobs, schedules
 from dispatcher.queries.operation import Operation, Pause
-from dispatcher.queries.serving import Shown
 from dispatcher.schema_check import compile_schema
 
 SCHEMA_AGE_S = 5.0  # a type's new schema is heeded after so long
@@ -59,10 +58,6 @@ class Operations:
         if fits := (yield from self._fits(checked_type(type))):
             fits(json.loads(text))
         return (yield from jobs.enqueue_job(type, text, encoded))
-
-    def enqueue_shown(self, type: str, payload: Any, options: Options) -> Operation[Shown]:
-        """As enqueue, with what an answer shows of the job."""
-        return (yield from serving.enqueue_shown(*(yield from self.prepared(type, payload, options))))
 
     def prepared(self, type: str, payload: Any, options: Options) -> Operation[tuple[str, str, str]]:
         """A job that is checked and ready to be sent: type, payload and options as JSON texts."""

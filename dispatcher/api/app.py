@@ -25,7 +25,7 @@ from dispatcher.api.hub import Hub
 from dispatcher.api.jobs import Jobs
 from dispatcher.api.models import Problem
 from dispatcher.api.pending import PendingLimit
-from dispatcher.api.routes import batches, bulk, events, fleet, jobs, schedules, types
+from dispatcher.api.routes import batches, bulk, events, fleet, jobs, schedules, stats, types
 from dispatcher.api.tokens import Tokens
 from dispatcher.errors import DispatcherError
 from dispatcher.operations import Operations
@@ -82,7 +82,7 @@ def create_app(dsn: str, bounds: Bounds) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (jobs, bulk, batches, events, types, schedules, fleet):
+    for router in (jobs, bulk, batches, events, types, schedules, stats, fleet):
         app.include_router(router.router)
     app.add_route("/healthz", fleet.healthz, methods=["GET"], include_in_schema=False)
     app.add_route("/readyz", fleet.readyz, methods=["GET"], include_in_schema=False)

@@ -32,6 +32,8 @@ class Runner(Protocol):
         """Runs one."""
 
 
+UNDER_WAY = "the first request with this Idempotency-Key is under way"
+ANOTHER = "this Idempotency-Key came with another request before"
 Act = Callable[[Runner], Awaitable[Answer]]
 
 
@@ -145,13 +147,13 @@ async def write(
             answer = await act(transaction)
         else:
             tenant = caller.tenant or ""
-            busy, same, first = await transaction.run(take_key(tenant, key, await _digest(request)))
+            busy, same, first = await transaction.run(take_key(tenant, key, await digest(request)))
             if busy:
-                raise ApiError(409, "the first request with this Idempotency-Key is under way", {"Retry-After": "1"})
+                raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
             if not same:
-                raise ApiError(409, "this Idempotency-Key came with another request before")
+                raise ApiError(409, ANOTHER)
             if first is not None:
-                return respond(first, {"Idempotency-Replayed": "true"})
+                return respond_once(True, first)
             answer = await act(transaction)
             await transaction.run(keep_answer(tenant, key, answer))
         if audit is not None:
@@ -191,7 +193,17 @@ def respond(given: Answer, more: dict[str, str] | None = None) -> Response:
     )
 
 
-async def _digest(request: Request) -> bytes:
+def respond_once(replayed: bool, given: Answer) -> Response:
+    """The answer to a request that may have come before."""
+    if given.status == 0:
+        raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
+    if given.status == 409:
+        raise ApiError(409, ANOTHER)
+    return respond(given, {"Idempotency-Replayed": "true"} if replayed else None)
+
+
+async def digest(request: Request) -> bytes:
+    """Stands for the whole request."""
     head = f"{request.method} {request.url.path}?{request.url.query}\n"
     return hashlib.sha256(head.encode() + await request.body()).digest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,8 @@ from dispatcher.api.problems import problem
 
 BODY_S = 20.0  # for the body to arrive
 REQUEST_S = 30.0
+DRAIN_BYTES = 16 * 1024 * 1024
+DRAIN_S = 2.0
 UNBOUNDED = "/events"  # a stream goes on
 LONGEST_WAIT_S = 60.0
 
@@ -33,6 +36,7 @@ class Guard:
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
             most = self._most(path)
             if _announced(scope) > most:
+                await _drain(receive)
                 await _too_large(most)(scope, receive, send)
                 return
             receive = _bounded(receive, most)
@@ -75,10 +79,23 @@ def _bounded(receive: Receive, most: int) -> Receive:
             raise HTTPException(408, f"the body did not arrive within {BODY_S:.0f} s") from None
         read += len(message.get("body", b""))
         if read > most:
+            await _drain(receive)
             raise HTTPException(413, _words(most), {"Connection": "close"})
         return message
 
     return bounded
+
+
+async def _drain(receive: Receive) -> None:
+    """Reads on for a while: whoever is hung up on while it sends may not see the answer."""
+    drained = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while drained < DRAIN_BYTES:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def _too_large(most: int) -> ASGIApp:

@@ -104,7 +104,7 @@ class JobRequest(JobOptions):
     )
     type: TypeName
     payload: Payload = Field(default_factory=dict)
-    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=150)] | None = Field(
+    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         None, description="At most one unfinished job of the type has this key; the first one is answered."
     )
     parent: Id | None = Field(None, description="An open batch that it joins.")
@@ -116,6 +116,7 @@ class CallbackRequest(Strict):
     type: TypeName
     payload: Payload = Field(default_factory=dict)
     priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY), WHOLE] | None = None
+    run_at: Moment | None = None
     delay: Duration | None = None
     max_attempts: Annotated[int, Field(ge=1, le=MAX_PRIORITY), WHOLE] | None = None
     timeout: Timeout | None = None
@@ -169,7 +170,7 @@ class ScheduleRequest(Strict):
     catch_up: Literal["skip", "one", "all"] = "one"
     priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY), WHOLE] | None = None
     tenant: Name | None = None
-    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=150)] | None = None
+    unique_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=MAX_PRIORITY), WHOLE] | None = None
     timeout: Timeout | None = None
 
@@ -187,7 +188,8 @@ class CreatedMany(BaseModel):
     """The jobs, in the order in which they were given."""
 
     ids: list[int]
-    created: int = Field(description="How many are new; the others were there already, by their unique keys.")
+    new: list[bool] = Field(description="False: it was there already, by its unique key.")
+    created: int = Field(description="How many are new.")
 
 
 class CreatedBatch(BaseModel):
@@ -391,6 +393,46 @@ class LeaderView(BaseModel):
     pid: int | None
     version: str | None
     since: datetime
+
+
+class QuantilesView(BaseModel):
+    """What half, 95 and 99 of a hundred tries did not exceed, in seconds; right to a factor of 1.6."""
+
+    model_config = ConfigDict(from_attributes=True)
+    p50: float
+    p95: float
+    p99: float
+
+
+class WindowView(BaseModel):
+    """What was settled within a window."""
+
+    model_config = ConfigDict(from_attributes=True)
+    succeeded: int
+    partial: int
+    failed: int
+    canceled: int
+    retried: int
+    finished: int
+    rate: float = Field(description="Finished a second.")
+    duration: QuantilesView | None = Field(description="Of a try, in its executor.")
+    wait: QuantilesView | None = Field(description="From when a try was due until it started.")
+
+
+class TypeStatsView(BaseModel):
+    """A type over the last minute, hour and day."""
+
+    model_config = ConfigDict(from_attributes=True)
+    type: str
+    minute: WindowView
+    hour: WindowView
+    day: WindowView
+
+
+class StatsView(BaseModel):
+    """The types of which something was settled within the last day, by name."""
+
+    types: list[TypeStatsView]
 
 
 class Problem(BaseModel):

@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 32 * 1024
 HEAD_S = 10.0
+LINGER_S = 1.0
 
 _REFUSAL = (
     b'{"type": "about:blank", "title": "Request Header Fields Too Large", "status": 431, '
@@ -39,6 +40,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return  # read, so that the answer is not lost to a reset
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
@@ -73,7 +76,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = True
         if not self.transport.is_closing():
             self.transport.write(_ANSWER)
-            self.transport.close()
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self._hang_up)
 
     def _hang_up(self) -> None:
         self._late = None

@@ -19,12 +19,14 @@ from dispatcher.options import Duration, Options
 from dispatcher.queries.explain import Explanation
 from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
 from dispatcher.queries.schedules import ScheduleInfo
+from dispatcher.queries.stats import TypeStats
 from dispatcher.store import load_result
 
 Infos = list[JobInfo]
 Types = list[TypeInfo]
 Schedules = list[ScheduleInfo]
 Replicas = list[ReplicaInfo]
+Stats = list[TypeStats]
 
 
 class AsyncClient(AsyncSender):
@@ -163,6 +165,10 @@ class AsyncClient(AsyncSender):
     async def trigger_schedule(self, name: str) -> int:
         """As Client.trigger_schedule."""
         return await self._do(self._control.trigger_schedule(name))
+
+    async def stats(self, tenant: str | None = None) -> Stats:
+        """As Client.stats."""
+        return await self._do(self._control.stats(tenant))
 
     async def replicas(self) -> Replicas:
         """As Client.replicas."""

@@ -19,12 +19,14 @@ from dispatcher.options import Duration, Options
 from dispatcher.queries.explain import Explanation
 from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
 from dispatcher.queries.schedules import ScheduleInfo
+from dispatcher.queries.stats import TypeStats
 from dispatcher.store import load_result
 
 Infos = list[JobInfo]
 Types = list[TypeInfo]
 Schedules = list[ScheduleInfo]
 Replicas = list[ReplicaInfo]
+Stats = list[TypeStats]
 
 
 class Client(Sender):
@@ -179,6 +181,10 @@ class Client(Sender):
     def trigger_schedule(self, name: str) -> int:
         """Enqueues its job now, paused or not; the job's id. Raises ScheduleNotFound."""
         return self._do(self._control.trigger_schedule(name))
+
+    def stats(self, tenant: str | None = None) -> Stats:
+        """What was settled in the last minute, hour and day, by type. See dispatcher.Client.stats."""
+        return self._do(self._control.stats(tenant))
 
     def replicas(self) -> Replicas:
         """The daemons, living or just gone."""

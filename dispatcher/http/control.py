@@ -6,14 +6,16 @@ import json
 from typing import Any
 
 from dispatcher.errors import InvalidOption, UnknownType
+from dispatcher.filters import checked_tenant
 from dispatcher.front.control import Unchanged
 from dispatcher.http.exchange import Call, Request, in_path
-from dispatcher.http.reading import fill, read
+from dispatcher.http.reading import fill, read, type_stats
 from dispatcher.operations import check_schedule, checked_type
 from dispatcher.options import Options, encode_options, encode_payload
 from dispatcher.outcome import encode
 from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
 from dispatcher.queries.schedules import ScheduleInfo, known_name, new_name
+from dispatcher.queries.stats import TypeStats
 
 
 class ControlCalls:
@@ -41,6 +43,11 @@ class ControlCalls:
         except (TypeError, ValueError) as exc:
             raise InvalidOption(f"these limits cannot be sent: {exc}") from None
         return read((yield Request.post(f"{_type(type)}/limit", body)), _nothing, missing=UnknownType)
+
+    def stats(self, tenant: str | None) -> Call[list[TypeStats]]:
+        """Rates and quantiles of the types."""
+        query = [] if tenant is None else [("tenant", checked_tenant(tenant))]
+        return read((yield Request.get("/stats", query)), lambda body: [type_stats(one) for one in body["types"]])
 
     def schedules(self) -> Call[list[ScheduleInfo]]:
         """All schedules."""

@@ -41,6 +41,7 @@ _POSITION = re.compile(r"(?:job )?(\d+)(?:: |\.)")
 T = TypeVar("T")
 Infos = list[JobInfo]
 Ids = list[int]
+Flags = list[bool]
 
 
 class JobCalls:
@@ -79,8 +80,8 @@ class JobCalls:
             _job(checked_type(type), given if key is None else {**given, "unique_key": key}, text)
             for key, text in zip(keys, texts, strict=True)
         ]
-        ids, created = yield from self._send(jobs)
-        return _told_apart(ids, created)
+        ids, new = yield from self._send(jobs)
+        return list(zip(ids, new, strict=True))
 
     def batch(self, type: str, payloads: Iterable[Any], callback: str | Callback | None, options: Options) -> Call[int]:
         """A batch with one job a payload; its id."""
@@ -164,10 +165,10 @@ class JobCalls:
         """Refuses a type that is not, where there is no job that the server would refuse."""
         read((yield Request.get(f"/types/{in_path(type)}")), _nothing, missing=UnknownType)
 
-    def _send(self, jobs: Sequence[str]) -> Call[tuple[Ids, int]]:
+    def _send(self, jobs: Sequence[str]) -> Call[tuple[Ids, Flags]]:
         answer = yield Request.post("/jobs:batch", _bounded(jobs, f"[{','.join(jobs)}]"))
         try:
-            return read(answer, lambda body: ([int(id) for id in body["ids"]], int(body["created"])))
+            return read(answer, lambda body: ([int(id) for id in body["ids"]], [bool(new) for new in body["new"]]))
         except EnqueueError as exc:
             raise _numbered(exc) from None
 
@@ -211,16 +212,6 @@ def _numbered(exc: EnqueueError) -> EnqueueError:
         return exc
     of_payload = isinstance(exc, InvalidPayload | PayloadTooLarge)
     return exc.__class__((f"payload {int(match[1]) + 1}: " if of_payload else "") + text[match.end() :])
-
-
-def _told_apart(ids: Sequence[int], created: int) -> list[tuple[int, bool]]:
-    """Which of them are new: the server tells how many, and what is new has the greatest ids."""
-    new = set(sorted(set(ids))[-created:]) if created else set()
-    answers: list[tuple[int, bool]] = []
-    for id in ids:
-        answers.append((id, id in new))
-        new.discard(id)  # two payloads with one key: the first one made the job
-    return answers
 
 
 def _path_id(id: int) -> int:

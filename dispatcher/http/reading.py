@@ -25,6 +25,7 @@ from dispatcher.errors import (
 from dispatcher.http.exchange import Answer
 from dispatcher.job import State
 from dispatcher.queries.explain import Explanation, Reason
+from dispatcher.queries.stats import SPANS_S, Quantiles, TypeStats, WindowStats
 
 if TYPE_CHECKING:
 
@@ -70,6 +71,16 @@ def fill(kind: type[D], data: Mapping[str, Any]) -> D:
 def explanation(data: Any) -> Explanation:
     """Why a job does not run."""
     return fill(Explanation, {**data, "reasons": [fill(Reason, one) for one in data["reasons"]]})
+
+
+def type_stats(data: Any) -> TypeStats:
+    """A type's statistics."""
+    return TypeStats(data["type"], **{name: _window(data[name]) for name in SPANS_S})
+
+
+def _window(data: Mapping[str, Any]) -> WindowStats:
+    quantiles = {name: None if data[name] is None else fill(Quantiles, data[name]) for name in ("duration", "wait")}
+    return fill(WindowStats, {**data, **quantiles})
 
 
 def refusal(answer: Answer, missing: type[DispatcherError] | None = None) -> DispatcherError:

@@ -35,11 +35,13 @@ def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Pa
     return (yield from _page(wanted, params, _bounded("before", before), limit))
 
 
-def page_documents(wanted: Wanted, *, before: int | None, limit: int) -> Operation[tuple[list[str], int | None]]:
+def page_documents(
+    wanted: Wanted, *, before: int | None, limit: int, own: bool
+) -> Operation[tuple[list[str], int | None]]:
     """The same as JSON texts, and the `before` of the page behind."""
     params = yield from _params(wanted)
     ids, following = yield from _ids(wanted, params, _bounded("before", before), limit)
-    found = (yield from get_documents(ids, wanted.states)) if ids else []
+    found = (yield from get_documents(ids, wanted.states, own=own)) if ids else []
     return [document.text for document in found], following
 
 

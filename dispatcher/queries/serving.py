@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from dispatcher.job import State
@@ -12,15 +11,6 @@ from dispatcher.outcome import encode
 from dispatcher.queries.operation import Operation, Query
 
 COUNTED = 20_000
-
-
-class Shown(NamedTuple):
-    """What the answer to an enqueue tells."""
-
-    id: int
-    created: bool
-    state: str
-    created_at: datetime
 
 
 class Document(NamedTuple):
@@ -52,23 +42,44 @@ class Answer:
     body: str
 
 
-def enqueue_shown(type: str, payload: str, options: str) -> Operation[Shown]:
-    """Enqueues a job; `payload` and `options` are JSON texts."""
-    rows = yield Query("enqueue_shown", {"type": type, "payload": payload, "options": options}, often=True)
-    return Shown._make(rows[0])
+class EnqueueRequest(NamedTuple):
+    """A job that is checked and ready to be sent: JSON texts; and with a key, whose it is and what it came with."""
+
+    type: str
+    payload: str
+    options: str
+    tenant: str = ""
+    key: str | None = None
+    digest: bytes | None = None
 
 
-def enqueue_group(jobs: Sequence[tuple[str, str, str]]) -> Operation[list[Shown]]:
-    """The same for several, all or none: (type, payload, options) each."""
-    types, payloads, options = zip(*jobs, strict=True)
-    params = {"types": list(types), "payloads": "\n".join(payloads), "options": "\n".join(options)}
-    rows = yield Query("enqueue_group", params, often=True)
-    return [Shown._make(row) for row in rows]
+class EnqueueAnswer(NamedTuple):
+    """Status 0: another transaction has the key; 409: it came with another request."""
+
+    replayed: bool
+    answer: Answer
 
 
-def get_documents(ids: Sequence[int], states: Sequence[State] | None = None) -> Operation[list[Document]]:
-    """Those of the jobs that exist, and are in one of the states, the newest first."""
-    params = {"ids": list(ids), "states": None if states is None else [state.value for state in states]}
+def answer_enqueues(requests: Sequence[EnqueueRequest]) -> Operation[list[EnqueueAnswer]]:
+    """Enqueues the jobs of several requests, all or none, and answers each."""
+    types, payloads, options, tenants, keys, digests = zip(*requests, strict=True)
+    params = {
+        "types": list(types),
+        "payloads": "\n".join(payloads),
+        "options": "\n".join(options),
+        "tenants": list(tenants),
+        "keys": list(keys),
+        "digests": list(digests),
+    }
+    rows = yield Query("answer_enqueues", params, often=True)
+    return [EnqueueAnswer(replayed, Answer(status, headers, body)) for status, replayed, headers, body in rows]
+
+
+def get_documents(
+    ids: Sequence[int], states: Sequence[State] | None = None, *, own: bool = False
+) -> Operation[list[Document]]:
+    """Those of the jobs that exist, and are in one of the states, the newest first; `own`: for their own tenant."""
+    params = {"ids": list(ids), "states": None if states is None else [state.value for state in states], "own": own}
     rows = yield Query("get_documents", params, reads=True, often=True)
     return [Document._make(row) for row in rows]
 

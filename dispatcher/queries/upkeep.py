@@ -96,3 +96,8 @@ def list_vanished(conn: Connection, ids: Sequence[int]) -> list[int]:
 def count_jobs(conn: Connection) -> list[Count]:
     """Jobs per type and state, finished well ones left out."""
     return [Count._make(row) for row in conn.execute(statement("count_jobs"))]
+
+
+def prune_answers(conn: Connection, page: int) -> int:
+    """Removes a page of the HTTP API's answers that nobody can ask for any more; how many."""
+    return conn.execute(statement("prune_answers"), {"page": page}).rowcount

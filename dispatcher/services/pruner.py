@@ -68,7 +68,7 @@ class Pruner:
             return
         walked = True
         try:
-            walked = self.prune_page() and self.sweep_page() and self.prune_tallies()
+            walked = self.prune_page() and self.sweep_page() and self.prune_tallies() and self.prune_answers()
         except psycopg.Error as exc:
             self._metrics.db_errors.inc()
             log.warning("the pruner's session is lost: %s", first_line(exc))
@@ -118,6 +118,11 @@ class Pruner:
             return False
         self._tallies_due = self._clock() + TALLIES_EVERY_S
         return True
+
+    def prune_answers(self) -> bool:
+        """Removes a page of answers kept for requests that are sent again, after their day; True once none is left."""
+        conn = self._session()
+        return conn is None or upkeep.prune_answers(conn, PAGE) < PAGE
 
     def close(self) -> None:
         """Closes the session."""

@@ -19,7 +19,7 @@ create table dispatcher.access (
 create function dispatcher.access_rights() returns table (level text, kind text, name text, privilege text)
 immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'enqueue', 'function', f.name, 'execute' from unnest(array[
-        'enqueue', 'enqueue_unique', 'enqueue_shown', 'enqueue_group', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel',
+        'enqueue', 'enqueue_unique', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel',
         'retry']) f (name)
     union all
     select 'read', 'function', f.name, 'execute' from unnest(array[
@@ -28,7 +28,7 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'operate', 'function', f.name, 'execute' from unnest(array[
         'pause', 'resume', 'set_limit', 'add_schedule', 'remove_schedule', 'pause_schedule', 'resume_schedule',
         'trigger_schedule', 'retry_where', 'retry_step', 'purge', 'purge_step', 'create_token', 'find_token', 'revoke_token',
-        'note_token_use', 'take_key', 'keep_answer', 'note_audit']) f (name)
+        'note_token_use', 'take_key', 'keep_answer', 'note_audit', 'answer_enqueues']) f (name)
     union all
     select 'run', 'function', f.name, 'execute' from unnest(array['complete', 'checkpoint']) f (name)
     union all

@@ -121,23 +121,46 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     insert into dispatcher.audit (token_id, token_name, tenant, action, target, details, address)
     values (token_id, token_name, tenant, action, target, details, address) $$;
 
--- As enqueue_unique, with what an answer shows of the job: a statement cannot see the rows that its own functions insert.
-create function dispatcher.enqueue_shown(
-    type text, payload jsonb, options jsonb, out id bigint, out created boolean, out state text, out created_at timestamptz)
+-- Jobs of many requests in one transaction, in their order, and the answer to each: its status, headers and body. All or none, so
+-- that whose job is wrong is found by itself. One with a key (of its tenant) that was answered before gets that answer; status is 0
+-- where another transaction has the key, and 409 where it came with another request. A statement cannot see the rows that its own
+-- functions insert: hence a function to look at them.
+create function dispatcher.answer_enqueues(
+    types text[], payloads jsonb[], options jsonb[], tenants text[], keys text[], digests bytea[])
+returns table (status smallint, replayed boolean, headers jsonb, body text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
-begin
-    select e.id, e.created into id, created from dispatcher.enqueue_unique(type, payload, options) e;
-    select j.state, j.created_at into state, created_at from dispatcher.job j where j.id = enqueue_shown.id;
-end $$;
-
--- Jobs of many callers in one transaction, in their order; all or none, so that a caller whose job is wrong is found by itself.
-create function dispatcher.enqueue_group(types text[], payloads jsonb[], options jsonb[])
-returns table (id bigint, created boolean, state text, created_at timestamptz)
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    taken record;
+    made record;
 begin
     for place in 1 .. cardinality(types) loop
-        return query select e.id, e.created, e.state, e.created_at
-                     from dispatcher.enqueue_shown(types[place], payloads[place], options[place]) e;
+        replayed := false;
+        headers := '{}';
+        body := '';
+        if keys[place] is not null then
+            select * into taken from dispatcher.take_key(tenants[place], keys[place], digests[place]);
+            if taken.busy or not taken.same or taken.status is not null then
+                status := case when taken.busy then 0 when not taken.same then 409 else taken.status end;
+                if status not in (0, 409) then
+                    replayed := true;
+                    headers := taken.headers;
+                    body := taken.body;
+                end if;
+                return next;
+                continue;
+            end if;
+        end if;
+        select e.id, e.created into made from dispatcher.enqueue_unique(types[place], payloads[place], options[place]) e;
+        status := case when made.created then 202 else 200 end;
+        headers := jsonb_build_object('Location', '/jobs/' || made.id);
+        select json_build_object(
+            'id', j.id, 'state', j.state, 'created', made.created,
+            'created_at', to_char(j.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))::text
+        into body from dispatcher.job j where j.id = made.id;
+        if keys[place] is not null then
+            perform dispatcher.keep_answer(tenants[place], keys[place], status, headers, body);
+        end if;
+        return next;
     end loop;
 end $$;

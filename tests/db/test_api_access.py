@@ -132,6 +132,11 @@ def test_what_is_anothers_does_not_exist(api: Served, conn: Connection) -> None:
         for mine, theirs in ((str(things.job), "4711"), (str(things.batch), "4711"), ("nightly", "never")):
             text = text.replace(mine, theirs)
         assert (other.status_code, other.text) == (404, text), (method, path)
+    conn.execute(
+        "insert into dispatcher.tally (grain, at, type, tenant, succeeded) select 'minute', date_trunc('minute', now()), 'quick', t, 1"
+        " from unnest(array['', 'acme']) t"
+    )
+    assert stranger.get("/stats").json() == {"types": []} == stranger.get("/stats", params={"tenant": "acme"}).json()
     assert stranger.get("/jobs").json() == {"jobs": [], "next": None}
     assert stranger.get("/jobs", params={"tenant": "acme"}).json() == {"jobs": [], "next": None}
     assert stranger.get("/jobs", params={"parent": things.batch}).json()["jobs"] == []
@@ -182,8 +187,11 @@ def test_unique_keys_of_tenants_do_not_meet(api: Served, conn: Connection) -> No
         assert caller.post("/jobs", json={"type": "quick", "unique_key": key}).json()["id"] == id
         [again] = caller.post("/jobs:batch", json=[{"type": "quick", "unique_key": key}]).json()["ids"]
         assert again == id
-    whole = api.as_("write").post("/jobs", json={"type": "quick", "unique_key": "c"}).json()["id"]
-    assert whole not in seen
+    everybody = api.as_("write")
+    assert everybody.post("/jobs", json={"type": "quick", "unique_key": "c"}).json()["id"] not in seen
+    for id in seen:  # who sees all tenants sees what is stored
+        stored = value(conn, "select unique_key from dispatcher.job where id = %s", id)
+        assert everybody.get(f"/jobs/{id}").json()["unique_key"] == stored
 
 
 def test_schedules_of_tenants_have_names_of_their_own(api: Served, conn: Connection) -> None:

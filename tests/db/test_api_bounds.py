@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from dispatcher.api import guard, protocol
@@ -51,6 +53,17 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(small: Se
         assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
         assert "bytes" in answer.json()["detail"]
     assert value(conn, "select count(*) from dispatcher.job") == 0
+
+
+def test_who_is_refused_while_it_sends_sees_why(small: Served) -> None:
+    """A connection that is closed on it would show it a reset."""
+    token = small.token()
+
+    async def send() -> list[int]:
+        async with httpx.AsyncClient(base_url=small.url, headers={"Authorization": f"Bearer {token}"}) as client:
+            return [(await client.post("/jobs", content=b"x" * 6_000_000)).status_code for _ in range(5)]
+
+    assert asyncio.run(send()) == [413] * 5
 
 
 def test_a_body_is_not_read_past_its_bound(small: Served) -> None:

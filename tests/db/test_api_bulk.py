@@ -47,7 +47,9 @@ def test_ids_come_in_the_order_of_the_jobs_whatever_they_have_in_common(api: Ser
                 given["payload"],
                 given.get("priority", 0),
             )
-    assert answer["created"] == value(conn, "select count(*) from dispatcher.job")
+    assert answer["created"] == value(conn, "select count(*) from dispatcher.job") == sum(answer["new"])
+    again = api.as_().post("/jobs:batch", content=body, headers=NDJSON).json()
+    assert again["new"] == ["unique_key" not in given for given in jobs]
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,9 @@ def test_a_result_is_there_once_the_job_ended_well(api: Served, conn: Connection
     end(conn, ids[2], "succeeded", None, "s3://bucket/jobs/3/result.json")
     end(conn, ids[3], "failed")
     end(conn, ids[4], "canceled")
+    both = enqueue(conn)
+    end(conn, both, "succeeded", '{"rows": 3}', "file:///tmp/report.csv")  # a file beside the result
+    assert caller.get(f"/jobs/{both}/result").json() == {"rows": 3}
     assert caller.get(f"/jobs/{ids[0]}/result").json() == {"n": [1, None]}
     assert caller.get(f"/jobs/{ids[1]}/result").json() is None
     stored = caller.get(f"/jobs/{ids[2]}/result", follow_redirects=False)

@@ -89,6 +89,25 @@ def test_of_many_at_once_one_is_done(api: Served, conn: Connection) -> None:
     assert len({id for status, id in answers if status == 202}) == 1
 
 
+def test_keys_in_one_group_are_each_ones_own(api: Served, conn: Connection) -> None:
+    """Many callers, each with a key, some of them twice, one of them wrong: their jobs go to the database together."""
+    caller, start = api.as_(), threading.Barrier(24)
+
+    def send(number: int) -> tuple[int, Any]:
+        start.wait()
+        body = {"type": "unheard_of" if number == 5 else "quick", "payload": {"n": number % 12}}
+        answer = post(caller, "wrong" if number == 5 else f"k{number % 12}", body=body)
+        return answer.status_code, answer.json().get("id")
+
+    with ThreadPoolExecutor(24) as threads:
+        answers = list(threads.map(send, range(24)))
+    assert answers[5][0] == 422
+    assert jobs(conn) == 12
+    for number in range(12):
+        told = {id for status, id in (answers[number], answers[number + 12]) if status == 202}
+        assert len(told) == 1, answers
+
+
 def test_a_key_under_way_elsewhere_is_not_waited_for(api: Served, conn: Connection) -> None:
     with conn.transaction(force_rollback=True):
         conn.execute("select dispatcher.take_key('', 'k', 'x')")

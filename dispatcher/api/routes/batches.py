@@ -55,7 +55,7 @@ async def get_batch(api: TheApi, caller: TheCaller, id: JobId) -> Any:
 def _callback(given: CallbackRequest) -> Callback:
     options = {
         name: value
-        for name in ("priority", "delay", "max_attempts", "timeout")
+        for name in ("priority", "run_at", "delay", "max_attempts", "timeout")
         if (value := getattr(given, name)) is not None
     }
     return Callback(given.type, given.payload, options)

@@ -60,18 +60,18 @@ async def create_jobs(
         await api.pending.take(tenant, count)
 
     async def act(runner: Runner) -> Answer:
-        ids, created = [0] * len(jobs), 0
+        made = [(0, False)] * len(jobs)
         first = _first_with_their_key(jobs)
         for places in _groups(jobs, options, [place for place, its_first in enumerate(first) if its_first == place]):
             job, shared = jobs[places[0]], options[places[0]]
             await check_references(runner, caller, job.after, job.parent)
-            made = await _enqueue(
+            answers = await _enqueue(
                 api, runner, job.type, shared, [(place, jobs[place], options[place]) for place in places]
             )
-            for place, (id, new) in zip(places, made, strict=True):
-                ids[place] = id
-                created += new
-        return answer(202, {"ids": [ids[place] for place in first], "created": created})
+            for place, one in zip(places, answers, strict=True):
+                made[place] = one
+        new = [made[place][1] and its_first == place for place, its_first in enumerate(first)]
+        return answer(202, {"ids": [made[its_first][0] for its_first in first], "new": new, "created": sum(new)})
 
     return await write(request, caller, act, key=idempotency_key, atomic=True)
 

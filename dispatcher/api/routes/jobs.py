@@ -12,7 +12,19 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from dispatcher.api import scope
-from dispatcher.api.context import Api, IdempotencyKey, Runner, TheApi, TheCaller, Writer, answer, respond, write
+from dispatcher.api.context import (
+    Api,
+    IdempotencyKey,
+    Runner,
+    TheApi,
+    TheCaller,
+    Writer,
+    answer,
+    digest,
+    respond,
+    respond_once,
+    write,
+)
 from dispatcher.api.models import (
     MAX_ID,
     Created,
@@ -35,7 +47,7 @@ from dispatcher.options import Options
 from dispatcher.outcome import encode
 from dispatcher.queries.explain import explain_job
 from dispatcher.queries.listing import page_documents
-from dispatcher.queries.serving import Answer, Document, get_owners
+from dispatcher.queries.serving import Answer, Document, EnqueueRequest, get_owners
 from dispatcher.settings import parse_duration
 
 LONGEST_WAIT_S = 60.0
@@ -65,15 +77,12 @@ async def create_job(
     options = options_of(caller, job)
     await api.pending.take(options.get("tenant") or "", 1)
 
-    async def act(runner: Runner) -> Answer:
-        if runner is api.db and not options.keys() & ALONE:
-            shown = await api.jobs.enqueue(await runner.run(api.operations.prepared(job.type, job.payload, options)))
-        else:
-            await check_references(runner, caller, job.after, job.parent)
-            shown = await runner.run(api.operations.enqueue_shown(job.type, job.payload, options))
-        return answer(202 if shown.created else 200, shown._asdict(), {"Location": f"/jobs/{shown.id}"})
-
-    return await write(request, caller, act, key=idempotency_key)
+    await check_references(api.db, caller, job.after, job.parent)
+    given = EnqueueRequest(*await api.db.run(api.operations.prepared(job.type, job.payload, options)))
+    if idempotency_key is not None:
+        given = given._replace(tenant=caller.tenant or "", key=idempotency_key, digest=await digest(request))
+    send = api.jobs.enqueue_alone if options.keys() & ALONE else api.jobs.enqueue
+    return respond_once(*await send(given))
 
 
 @router.get(
@@ -112,7 +121,8 @@ async def list_jobs(
         parent=parent,
     )
     before = None if cursor is None else int(cursor)
-    texts, following = await api.db.run(page_documents(wanted, before=before, limit=limit))
+    own = caller.tenant is not None
+    texts, following = await api.db.run(page_documents(wanted, before=before, limit=limit, own=own))
     shown = "null" if following is None else f'"{following}"'
     headers = {}
     if following is not None:
@@ -168,7 +178,7 @@ async def get_result(api: TheApi, caller: TheCaller, id: JobId) -> Response:
     if job.state in (State.FAILED, State.CANCELED):
         raise ApiError(409, f"job {id} {'failed' if job.state == State.FAILED else 'was canceled'}: it has no result")
     shown = JobView.model_validate_json(job.text)
-    if shown.result_url is not None:
+    if shown.result is None and shown.result_url is not None:
         return Response(status_code=303, headers={"Location": shown.result_url})
     return Response(encode(shown.result), 200, media_type="application/json")
 
@@ -220,7 +230,7 @@ async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
 
 async def see(api: Api, caller: Principal, id: int) -> Document:
     """The job, if the caller may see it; what it may not see does not exist."""
-    found = await api.jobs.get(id)
+    found = await api.jobs.get(id, own=caller.tenant is not None)
     if found is None or caller.tenant not in (None, found.tenant):
         raise JobNotFound(f"there is no job {id}")
     return found
