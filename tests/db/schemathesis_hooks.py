@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import schemathesis
 
 TYPES = ("quick", "slow", "hello")
+_number = itertools.count()
 ZONES = ("UTC", "Europe/Berlin", "America/New_York")
 
 
@@ -22,6 +24,8 @@ def write_lines(_context: Any, value: Any) -> bytes:
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """Bodies that fit the document are made to fit the database as well; those that are wrong on purpose stay so."""
     if case.meta is None or case.meta.generation.mode.is_positive:
+        if "idempotency-key" in case.headers:
+            case.headers["idempotency-key"] = f"{next(_number)}"  # new for each request that is meant, as it is to be
         for body in case.body if isinstance(case.body, list) else [case.body]:
             if isinstance(body, dict):
                 fit(body)
