@@ -31,17 +31,22 @@ log = logging.getLogger("dispatcher.api")
 
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or Ctrl-C; then finishes what is in flight, within shutdown_grace. Raises SettingsError."""
+    app = make_app(settings)
+    sockets = inherited_sockets() or [listen(settings.api_host, settings.api_port)]
+    server = make_server(app, sockets, grace_s=settings.shutdown_grace.total_seconds())
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve(sockets))
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """The application as the settings want it."""
     bounds = Bounds(
         max_payload_bytes=settings.max_payload_bytes,
         max_body_bytes=settings.api_max_body_bytes,
         max_pending=settings.max_pending,
         connections=CONNECTIONS,
     )
-    app = create_app(settings.dsn.get_secret_value(), bounds)
-    sockets = inherited_sockets() or [listen(settings.api_host, settings.api_port)]
-    server = make_server(app, sockets, grace_s=settings.shutdown_grace.total_seconds())
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(server.serve(sockets))
+    return create_app(settings.dsn.get_secret_value(), bounds)
 
 
 def make_server(app: FastAPI, sockets: list[socket.socket], *, grace_s: float) -> Server:
@@ -112,6 +117,38 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if (api := getattr(self._app.state, "api", None)) is not None:
             api.hub.stop()
+
+
+class ServerThread:
+    """A server in a thread of this process, for `dispatcher dev` and for tests."""
+
+    def __init__(self, app: FastAPI, listening: socket.socket, *, grace_s: float = 5.0) -> None:
+        self._server = make_server(app, [listening], grace_s=grace_s)
+        self._sockets = [listening]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self._thread.start()
+        self._begun.wait()
+
+    def stop(self) -> None:
+        """As SIGTERM does. Any thread."""
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._server.stop)
+
+    def join(self, timeout_s: float) -> bool:
+        """True once it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._begun.set()
+            await self._server.serve(self._sockets)
+
+        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+            runner.run(serve())
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
 from dispatcher import Client
 from dispatcher.api.app import Bounds, create_app
-from dispatcher.api.server import listen, make_server
+from dispatcher.api.server import ServerThread, listen
 
 BOUNDS = {"max_payload_bytes": 2**20, "max_body_bytes": 2**26, "max_pending": 0, "connections": 8}
 
 
 class Served:
-    """A server until closed. `as_…` are callers; each request's answer is an httpx.Response."""
+    """A server until closed. `as_` and `caller` make callers; each request's answer is an httpx.Response."""
 
     def __init__(self, dsn: str, **bounds: int) -> None:
         self.dsn = dsn
@@ -24,13 +22,8 @@ class Served:
         socket = listen("127.0.0.1", 0)
         self.port: int = socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = make_server(self.app, [socket], grace_s=5.0)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._begun = threading.Event()
         self._callers: list[httpx.Client] = []
-        self._thread = threading.Thread(target=self._run, args=(socket,), name="api")
-        self._thread.start()
-        self._begun.wait()
+        self._thread = ServerThread(self.app, socket)
 
     def __enter__(self) -> Self:
         return self
@@ -40,22 +33,19 @@ class Served:
 
     def close(self) -> None:
         """Ends it, gracefully."""
-        if self._thread.is_alive():
-            self.stop()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+        self._thread.stop()
+        assert self._thread.join(20)
         for caller in self._callers:
             caller.close()
+
+    def stop(self) -> None:
+        """As SIGTERM does."""
+        self._thread.stop()
 
     @property
     def subscribers(self) -> int:
         """How many wait for what becomes of a job."""
         return len(self.app.state.api.hub._all())
-
-    def stop(self) -> None:
-        """As SIGTERM does."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._server.stop)
 
     def token(self, *, tenant: str | None = None, role: str = "write", expires: float | None = None) -> str:
         """A new token."""
@@ -72,12 +62,3 @@ class Served:
     def as_(self, role: str = "write", tenant: str | None = None) -> httpx.Client:
         """Requests with a new token of this role."""
         return self.caller(self.token(tenant=tenant, role=role))
-
-    def _run(self, socket: Any) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._begun.set()
-            await self._server.serve([socket])
-
-        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-            runner.run(serve())
