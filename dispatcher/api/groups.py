@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from dispatcher.errors import DatabaseUnavailable
+
 Asked = TypeVar("Asked")
 Got = TypeVar("Got")
 
@@ -17,7 +19,8 @@ Got = TypeVar("Got")
 class Groups(Generic[Asked, Got]):
     """Sends groups of at most `size`, `at_once` of them at a time. `send` answers in the order of what was asked.
 
-    `alone` sends one by itself, where its group has failed and the error may be another's.
+    `alone` sends one by itself, where its group has failed and the error may be another's. At most `most` wait: then
+    DatabaseUnavailable, since whoever waits behind so many gets no answer in time.
     """
 
     def __init__(
@@ -26,17 +29,21 @@ class Groups(Generic[Asked, Got]):
         *,
         size: int,
         at_once: int,
+        most: int = 2_000,
         alone: tuple[type[Exception], Callable[[Asked], Awaitable[Got]]] | None = None,
     ) -> None:
         self._send = send
         self._size = size
         self._at_once = at_once
+        self._most = most
         self._alone = alone
         self._waiting: list[tuple[Asked, asyncio.Future[Got]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, asked: Asked) -> Got:
         """What `send` answers to this one; raises its error."""
+        if len(self._waiting) >= self._most:
+            raise DatabaseUnavailable("too many requests wait for the database")
         future: asyncio.Future[Got] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, future))
         if len(self._tasks) < self._at_once:

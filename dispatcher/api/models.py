@@ -178,6 +178,11 @@ class ScheduleRequest(Strict):
 class Created(BaseModel):
     """A job that was enqueued, or the unfinished one with its unique key."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"id": 4711, "state": "pending", "created_at": "2030-01-31T12:00:00.000000Z", "created": True}]
+        }
+    )
     id: int
     state: State
     created_at: datetime
@@ -209,9 +214,38 @@ class JobError(BaseModel):
     message: str | None = None
 
 
+_JOB = {
+    "id": 4711,
+    "type": "hello",
+    "tenant": None,
+    "state": "succeeded",
+    "priority": 0,
+    "progress": 100,
+    "progress_message": None,
+    "attempt": 1,
+    "failures": 0,
+    "max_attempts": 5,
+    "timeout": 900,
+    "unique_key": None,
+    "parent_id": None,
+    "owner": 1,
+    "cancel_requested": False,
+    "timed_out": False,
+    "created_at": "2030-01-31T12:00:00.000000Z",
+    "run_at": "2030-01-31T12:00:00.000000Z",
+    "started_at": "2030-01-31T12:00:00.003000Z",
+    "finished_at": "2030-01-31T12:00:00.004000Z",
+    "result_url": None,
+    "payload": {"name": "you"},
+    "result": {"greeting": "Hello, you!"},
+    "errors": [],
+}
+
+
 class JobView(BaseModel):
     """A job."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_JOB]})
     id: int
     type: str
     tenant: str | None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from dispatcher.api.groups import Groups
+from dispatcher.errors import DatabaseUnavailable
 
 
 class Refused(Exception):
@@ -100,5 +101,21 @@ def test_who_gives_up_spoils_nothing_for_the_others() -> None:
         assert await second == 4
         with pytest.raises(asyncio.CancelledError):
             await first
+
+    asyncio.run(scenario())
+
+
+def test_who_would_wait_behind_too_many_is_turned_away() -> None:
+    async def scenario() -> None:
+        server = Server()
+        groups: Groups[int, int] = Groups(server.send, size=1, at_once=1, most=3)
+        asking = asyncio.create_task(ask_all(groups, range(10)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        server.may_answer.set()
+        got = await asking
+        assert [one for one in got if isinstance(one, int)] == [0, 2, 4]
+        assert all(isinstance(one, DatabaseUnavailable) for one in got[3:])
+        assert await groups.ask(5) == 10
 
     asyncio.run(scenario())
