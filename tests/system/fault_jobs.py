@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from dispatcher import Context, Job, executor, telling
+from dispatcher import Context, Job, announcer, executor
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
 from dispatcher.services.pruner import Pruner
@@ -99,7 +99,7 @@ def hang(job: Job, ctx: Context) -> None:
 def garble(job: Job, ctx: Context) -> None:
     """Has this replica tell whoever watches what PostgreSQL refuses."""
     note(job, "start")
-    setattr(telling, "payloads", lambda _ids: ["x" * 8000])  # noqa: B010 - mypy allows no assignment
+    setattr(announcer, "payloads", lambda _ids: ["x" * 8000])  # noqa: B010 - mypy allows no assignment
 
 
 @executor("slow_service")

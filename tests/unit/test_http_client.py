@@ -221,22 +221,6 @@ def test_payloads_are_counted_from_1(told: Answer, line: str) -> None:
     assert str(raised.value) == line
 
 
-@pytest.mark.parametrize(
-    ("ids", "created", "told"),
-    [
-        ([5, 6], 2, [(5, True), (6, True)]),
-        ([5, 3, 5], 1, [(5, True), (3, False), (5, False)]),
-        ([3, 3], 0, [(3, False), (3, False)]),
-    ],
-)
-def test_which_jobs_are_new(ids: list[int], created: int, told: list[tuple[int, bool]]) -> None:
-    call = JobCalls().enqueue_many_unique("any", [{} for _ in ids], ["k" for _ in ids], {})
-    next(call)
-    with pytest.raises(StopIteration) as ended:
-        call.send(Answer(202, {}, json.dumps({"ids": ids, "created": created}).encode()))
-    assert ended.value.value == told
-
-
 JOB = {
     "id": 1, "type": "any", "tenant": None, "state": "pending", "priority": 0, "payload": {}, "progress": 0,
     "progress_message": None, "result": None, "result_url": None, "errors": [], "attempt": 0, "failures": 0,
