@@ -214,7 +214,7 @@ class JobError(BaseModel):
     message: str | None = None
 
 
-_JOB = {
+_JOB: dict[str, Any] = {
     "id": 4711,
     "type": "hello",
     "tenant": None,
