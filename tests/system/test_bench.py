@@ -30,6 +30,7 @@ TINY = Size(
     types=5,
     tenants=7,
     load_s=0.5,
+    requests_s=0.3,
     idle_s=0.5,
     settle_s=0,
 )

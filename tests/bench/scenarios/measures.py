@@ -31,6 +31,7 @@ class Size:
     types: int = 1_000
     tenants: int = 10_000
     load_s: float = 60.0
+    requests_s: float = 6.0
     load_per_s: int = 5_000  # for an hour of it there must be room on the disk
     idle_s: float = 10.0
     settle_s: float = 11.0  # PostgreSQL counts what an idle session did up to 10 s late
