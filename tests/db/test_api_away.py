@@ -148,3 +148,17 @@ def test_a_database_without_the_schema_is_told_to_the_log_not_to_callers(
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert "migrate" not in answer.text
         assert "dispatcher migrate" in caplog.text
+
+
+def test_connections_that_were_ended_while_nobody_used_them_fail_no_request(
+    far: Served, admin: psycopg.Connection[Any]
+) -> None:
+    caller = far.as_()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: caller.get("/jobs"), range(32)))
+    ended = admin.execute(
+        "select array_agg(pid) filter (where pg_terminate_backend(pid)) from pg_stat_activity"
+        " where application_name = 'dispatcher api'"
+    ).fetchone()
+    until(lambda: not admin.execute("select from pg_stat_activity where pid = any(%s)", ended).fetchall())
+    assert [caller.get("/jobs").status_code for _ in range(10)] == [200] * 10
