@@ -20,8 +20,8 @@ async def get_stats(
     caller: TheCaller,
     tenant: Annotated[Name | None, Query(description="Of this tenant's jobs only.")] = None,
 ) -> Any:
-    """What was settled in the last minute, hour and day, by type, some seconds late. The replicas count as they work, so
-    that it costs the same however many jobs there are."""
+    """What was settled in the last minute, hour and day, by type, some seconds late. The replicas count as they work,
+    so that it costs the same however many jobs there are."""
     if caller.tenant is not None and tenant not in (None, caller.tenant):
         return {"types": []}
     return {"types": await api.db.run(read_stats(caller.tenant or tenant))}
