@@ -18,6 +18,7 @@ from dispatcher.api.jobs import Jobs
 from dispatcher.api.pending import PendingLimit
 from dispatcher.api.problems import ApiError
 from dispatcher.api.tokens import BadToken, Principal, Role, Tokens
+from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.operations import Operations
 from dispatcher.queries.operation import Operation
 from dispatcher.queries.serving import Answer, keep_answer, note_audit, take_key
@@ -32,6 +33,7 @@ class Runner(Protocol):
         """Runs one."""
 
 
+REFUSALS = (ApiError, DispatcherError)
 UNDER_WAY = "the first request with this Idempotency-Key is under way"
 ANOTHER = "this Idempotency-Key came with another request before"
 Act = Callable[[Runner], Awaitable[Answer]]
@@ -146,16 +148,11 @@ async def write(
         if key is None:
             answer = await act(transaction)
         else:
-            tenant = caller.tenant or ""
-            busy, same, first = await transaction.run(take_key(tenant, key, await digest(request)))
-            if busy:
-                raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
-            if not same:
-                raise ApiError(409, ANOTHER)
+            first = await _take(transaction, request, caller, key)
             if first is not None:
                 return respond_once(True, first)
             answer = await act(transaction)
-            await transaction.run(keep_answer(tenant, key, answer))
+            await transaction.run(keep_answer(caller.tenant or "", key, answer))
         if audit is not None:
             await transaction.run(
                 note_audit(
@@ -169,6 +166,27 @@ async def write(
                 )
             )
     return respond(answer)
+
+
+async def first_answer(request: Request, caller: Principal, key: str | None, refusal: Exception) -> Response:
+    """For a request that would be refused now: what it was answered first. Raises the refusal where it is new."""
+    if key is None or isinstance(refusal, DatabaseUnavailable):
+        raise refusal
+    async with api_of(request).db.transaction() as transaction:
+        first = await _take(transaction, request, caller, key)
+        if first is None:
+            raise refusal  # the key stays as new as it was
+    return respond_once(True, first)
+
+
+async def _take(transaction: Runner, request: Request, caller: Principal, key: str) -> Answer | None:
+    """Takes the key, or shows the first answer; raises ApiError, 409."""
+    busy, same, first = await transaction.run(take_key(caller.tenant or "", key, await digest(request)))
+    if busy:
+        raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
+    if not same:
+        raise ApiError(409, ANOTHER)
+    return first
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from dispatcher.api import scope
 from dispatcher.api.context import (
+    REFUSALS,
     Api,
     IdempotencyKey,
     Runner,
@@ -21,6 +22,7 @@ from dispatcher.api.context import (
     Writer,
     answer,
     digest,
+    first_answer,
     respond,
     respond_once,
     write,
@@ -75,10 +77,12 @@ async def create_job(
 ) -> Response:
     """Answers as soon as the job is in the database: it ends in a final state, whatever dies."""
     options = options_of(caller, job)
-    await api.pending.take(options.get("tenant") or "", 1)
-
-    await check_references(api.db, caller, job.after, job.parent)
-    given = EnqueueRequest(*await api.db.run(api.operations.prepared(job.type, job.payload, options)))
+    try:
+        await check_references(api.db, caller, job.after, job.parent)
+        given = EnqueueRequest(*await api.db.run(api.operations.prepared(job.type, job.payload, options)))
+        await api.pending.take(tenant_of(caller, options), 1)
+    except REFUSALS as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     if idempotency_key is not None:
         given = given._replace(tenant=caller.tenant or "", key=idempotency_key, digest=await digest(request))
     send = api.jobs.enqueue_alone if options.keys() & ALONE else api.jobs.enqueue
@@ -193,7 +197,10 @@ async def cancel_job(
     request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """`running`: its owner was asked to stop it. Of a batch, all its open jobs."""
-    await see(api, caller, id)
+    try:
+        await see(api, caller, id)
+    except JobNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
 
     async def act(runner: Runner) -> Answer:
         return answer(200, {"id": id, "state": await runner.run(api.operations.cancel(id))})
@@ -211,7 +218,10 @@ async def retry_job(
     request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """An ended job again, a scheduled one at once; of a batch, its failed and canceled jobs."""
-    await see(api, caller, id)
+    try:
+        await see(api, caller, id)
+    except JobNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
 
     async def act(runner: Runner) -> Answer:
         return answer(200, {"id": id, "state": await runner.run(api.operations.retry(id))})
@@ -249,6 +259,11 @@ def options_of(caller: Principal, given: Any, names: Sequence[str] = ()) -> Opti
     if (key := options.get("unique_key")) is not None:
         options["unique_key"] = scope.stored_key(caller.tenant, key)
     return options  # type: ignore[return-value] # by its names
+
+
+def tenant_of(caller: Principal, options: Options) -> str:
+    """Whose jobs they will be, as far as can be told; empty for nobody's."""
+    return caller.tenant or options.get("tenant") or ""  # the options of a batch's jobs leave it to the batch
 
 
 async def check_references(runner: Runner, caller: Principal, after: Sequence[int] | None, parent: int | None) -> None:
