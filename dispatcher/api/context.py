@@ -78,6 +78,11 @@ async def _principal(request: Request, given: Credentials) -> Principal:
         raise ApiError(401, str(exc), {"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
 
 
+async def check_again(request: Request) -> None:
+    """Raises ApiError, 401, where the token counts no more that a request came with some time ago."""
+    await _principal(request, await _bearer(request))
+
+
 TheCaller = Annotated[Principal, Depends(_principal)]
 
 

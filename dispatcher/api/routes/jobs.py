@@ -21,6 +21,7 @@ from dispatcher.api.context import (
     TheCaller,
     Writer,
     answer,
+    check_again,
     digest,
     first_answer,
     respond,
@@ -53,6 +54,7 @@ from dispatcher.queries.serving import Answer, Document, EnqueueRequest, get_own
 from dispatcher.settings import parse_duration
 
 LONGEST_WAIT_S = 60.0
+STILL_THERE_S = 1.0  # between two looks whether who waits has hung up
 MOST = 500
 ALONE = frozenset(
     {"unique_key", "after", "parent"}
@@ -141,6 +143,7 @@ async def list_jobs(
     responses={200: good("The job.", headers=ETAG), 304: good("It is as it was.", headers=ETAG), **problems(404)},
 )
 async def get_job(
+    request: Request,
     api: TheApi,
     caller: TheCaller,
     id: JobId,
@@ -155,7 +158,8 @@ async def get_job(
     """With `wait` the answer comes once the job has ended, or when the time is over, whatever its state is then."""
     found = await see(api, caller, id)
     if wait is not None and found.state not in FINAL:
-        await _until_ended(api, id, min(LONGEST_WAIT_S, parse_duration(wait).total_seconds()))
+        await _until_ended(request, api, id, min(LONGEST_WAIT_S, parse_duration(wait).total_seconds()))
+        await check_again(request)
         found = await see(api, caller, id)
     body = found.text.encode()
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
@@ -282,11 +286,13 @@ async def _changed(api: Api, id: int, response: Response) -> Response:
     return response
 
 
-async def _until_ended(api: Api, id: int, seconds: float) -> None:
+async def _until_ended(request: Request, api: Api, id: int, seconds: float) -> None:
+    """Or until the caller has hung up."""
     with api.hub.subscribe(id) as subscription:
         until = time.monotonic() + seconds
         while not subscription.over and not api.hub.closing.is_set() and (left := until - time.monotonic()) > 0:
-            await api.hub.wait(subscription, left)
+            if not await api.hub.wait(subscription, min(left, STILL_THERE_S)) and await request.is_disconnected():
+                return
 
 
 def _matches(given: str, tag: str) -> bool:
