@@ -79,7 +79,7 @@ async def _principal(request: Request, given: Credentials) -> Principal:
 
 
 async def check_again(request: Request) -> None:
-    """Raises ApiError, 401, where the token counts no more that a request came with some time ago."""
+    """Raises ApiError, 401, where the request's token does not count, or no more."""
     await _principal(request, await _bearer(request))
 
 
