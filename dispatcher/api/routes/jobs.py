@@ -244,8 +244,8 @@ async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
 
 async def see(api: Api, caller: Principal, id: int) -> Document:
     """The job, if the caller may see it; what it may not see does not exist."""
-    found = await api.jobs.get(id, own=caller.tenant is not None)
-    if found is None or caller.tenant not in (None, found.tenant):
+    found = await api.jobs.get(id, caller.tenant)
+    if found is None:
         raise JobNotFound(f"there is no job {id}")
     return found
 
