@@ -17,6 +17,7 @@ from dispatcher import Client
 from dispatcher.api import protocol, server
 from dispatcher.api.routes import events
 from dispatcher.db import Connection
+from dispatcher.queries import serving
 from tests.db.running import enqueue, publish, until, value
 from tests.db.serving import Served
 from tests.proxy import TcpProxy
@@ -264,3 +265,38 @@ def test_no_connection_from_before_an_outage_is_used_after_it(postgres_dsn: str)
         proxy.restore()
         until(lambda: caller.get("/readyz").status_code == 200)
         assert [caller.get("/schedules").status_code for _ in range(10)] == [200] * 10
+
+
+def test_batches_that_lock_each_other_out_are_both_done(api: Served, conn: Connection) -> None:
+    """Jobs with other options are other statements, and their unique keys come in another order."""
+    token = api.token()
+
+    def send(order: list[int]) -> list[int]:
+        caller, statuses = api.caller(token), []
+        for number in range(5):
+            body = [{"type": "quick", "unique_key": f"{number}-{each}", "priority": each} for each in order]
+            statuses.append(caller.post("/jobs:batch", json=body).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(2) as threads:
+        order = list(range(200))
+        assert list(threads.map(send, (order, order[::-1]))) == [[202] * 5] * 2
+    assert value(conn, "select count(*) from dispatcher.job") == 5 * 200
+
+
+@pytest.mark.xfail(strict=True, reason="the first (most) of all tenants are counted, then those of one are taken")
+@pytest.mark.parametrize("delay", ["1h", None])
+def test_the_counts_of_a_tenant_do_not_depend_on_others(
+    api: Served, conn: Connection, monkeypatch: pytest.MonkeyPatch, delay: str | None
+) -> None:
+    monkeypatch.setattr(serving, "COUNTED", 5)
+    own = api.as_("write", "other")
+    id = own.post("/jobs", json={"type": "quick", "delay": "2h"}).json()["id"]
+    if delay is None:
+        own.post(f"/jobs/{id}/cancel")
+    before = own.get("/types/quick").json()["counts"]
+    for _ in range(10):
+        theirs = enqueue(conn, tenant="acme", delay="1h")
+        if delay is None:
+            conn.execute("select dispatcher.cancel(%s)", [theirs])
+    assert own.get("/types/quick").json()["counts"] == before
