@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeVar
@@ -18,6 +20,7 @@ from dispatcher.api.jobs import Jobs
 from dispatcher.api.pending import PendingLimit
 from dispatcher.api.problems import ApiError
 from dispatcher.api.tokens import BadToken, Principal, Role, Tokens
+from dispatcher.connecting import UNDONE
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.operations import Operations
 from dispatcher.queries.operation import Operation
@@ -34,6 +37,8 @@ class Runner(Protocol):
 
 
 REFUSALS = (ApiError, DispatcherError)
+UNDONE_TRIES = 3  # of a transaction that another one has locked out, each of which takes a second
+UNDONE_PAUSE_S = 0.5
 UNDER_WAY = "the first request with this Idempotency-Key is under way"
 ANOTHER = "this Idempotency-Key came with another request before"
 Act = Callable[[Runner], Awaitable[Answer]]
@@ -146,10 +151,20 @@ async def write(
 ) -> Response:
     """Does something and answers. With a key: once, and what was answered first is answered again; `atomic`: all of it
     or nothing; `audit`: and it is on record."""
-    db = api_of(request).db
     if key is None and not atomic and audit is None:
-        return respond(await act(db))
-    async with db.transaction() as transaction:
+        return respond(await act(api_of(request).db))
+    for tries_left in reversed(range(UNDONE_TRIES)):
+        try:
+            return await _write_once(request, caller, act, key, audit)
+        except DatabaseUnavailable as exc:
+            if not tries_left or not isinstance(exc.__cause__, UNDONE):
+                raise
+            await asyncio.sleep(random.random() * UNDONE_PAUSE_S)  # or both would meet again
+    raise AssertionError  # the last try returns or raises
+
+
+async def _write_once(request: Request, caller: Principal, act: Act, key: str | None, audit: Audit | None) -> Response:
+    async with api_of(request).db.transaction() as transaction:
         if key is None:
             answer = await act(transaction)
         else:

@@ -133,7 +133,10 @@ def test_functions_that_users_call_belong_to_a_level(conn: Connection) -> None:
 
 
 def test_tables_belong_to_a_level_or_to_the_daemon(conn: Connection) -> None:
-    listed = {name for (name,) in conn.execute("select name from dispatcher.access_rights() where level in ('read', 'operate')")}
+    listed = {
+        name
+        for (name,) in conn.execute("select name from dispatcher.access_rights() where level in ('read', 'operate')")
+    }
     rows = conn.execute(
         "select relname from pg_class"
         " where relnamespace = 'dispatcher'::regnamespace and relkind in ('r', 'v', 'p', 'm')"

@@ -107,12 +107,18 @@ def _first_with_their_key(jobs: Sequence[JobRequest]) -> list[int]:
 
 
 def _groups(jobs: Sequence[JobRequest], options: Sequence[Options], places: Iterable[int]) -> Iterable[list[int]]:
-    """Places of jobs that one statement can enqueue, in the order of their first one."""
+    """Places of jobs that one statement can enqueue, in the order of their first one; then those with unique keys, in
+    an order that is the same for every caller, so that they seldom lock each other out."""
     groups: dict[str, list[int]] = {}
     for place in places:
         named = sorted((name, str(value)) for name, value in options[place].items() if name != "unique_key")
         groups.setdefault(f"{jobs[place].type} {named}", []).append(place)
-    return groups.values()
+
+    def least(group: list[int]) -> tuple[str, str]:
+        keyed = (jobs[place] for place in group if jobs[place].unique_key is not None)
+        return min(((job.type, job.unique_key or "") for job in keyed), default=("", ""))
+
+    return sorted(groups.values(), key=least)
 
 
 def _read(content_type: str, body: bytes) -> list[JobRequest]:
