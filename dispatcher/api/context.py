@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeVar
@@ -18,6 +20,8 @@ from dispatcher.api.jobs import Jobs
 from dispatcher.api.pending import PendingLimit
 from dispatcher.api.problems import ApiError
 from dispatcher.api.tokens import BadToken, Principal, Role, Tokens
+from dispatcher.connecting import UNDONE
+from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.operations import Operations
 from dispatcher.queries.operation import Operation
 from dispatcher.queries.serving import Answer, keep_answer, note_audit, take_key
@@ -32,6 +36,9 @@ class Runner(Protocol):
         """Runs one."""
 
 
+REFUSALS = (ApiError, DispatcherError)
+UNDONE_TRIES = 3  # of a transaction that another one has locked out, each of which takes a second
+UNDONE_PAUSE_S = 0.5
 UNDER_WAY = "the first request with this Idempotency-Key is under way"
 ANOTHER = "this Idempotency-Key came with another request before"
 Act = Callable[[Runner], Awaitable[Answer]]
@@ -74,6 +81,11 @@ async def _principal(request: Request, given: Credentials) -> Principal:
         return await api_of(request).tokens.principal(given.credentials)
     except BadToken as exc:
         raise ApiError(401, str(exc), {"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
+
+
+async def check_again(request: Request) -> None:
+    """Raises ApiError, 401, where the request's token does not count, or no more."""
+    await _principal(request, await _bearer(request))
 
 
 TheCaller = Annotated[Principal, Depends(_principal)]
@@ -139,23 +151,28 @@ async def write(
 ) -> Response:
     """Does something and answers. With a key: once, and what was answered first is answered again; `atomic`: all of it
     or nothing; `audit`: and it is on record."""
-    db = api_of(request).db
     if key is None and not atomic and audit is None:
-        return respond(await act(db))
-    async with db.transaction() as transaction:
+        return respond(await act(api_of(request).db))
+    for tries_left in reversed(range(UNDONE_TRIES)):
+        try:
+            return await _write_once(request, caller, act, key, audit)
+        except DatabaseUnavailable as exc:
+            if not tries_left or not isinstance(exc.__cause__, UNDONE):
+                raise
+            await asyncio.sleep(random.random() * UNDONE_PAUSE_S)  # or both would meet again
+    raise AssertionError  # the last try returns or raises
+
+
+async def _write_once(request: Request, caller: Principal, act: Act, key: str | None, audit: Audit | None) -> Response:
+    async with api_of(request).db.transaction() as transaction:
         if key is None:
             answer = await act(transaction)
         else:
-            tenant = caller.tenant or ""
-            busy, same, first = await transaction.run(take_key(tenant, key, await digest(request)))
-            if busy:
-                raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
-            if not same:
-                raise ApiError(409, ANOTHER)
+            first = await _take(transaction, request, caller, key)
             if first is not None:
                 return respond_once(True, first)
             answer = await act(transaction)
-            await transaction.run(keep_answer(tenant, key, answer))
+            await transaction.run(keep_answer(caller.tenant or "", key, answer))
         if audit is not None:
             await transaction.run(
                 note_audit(
@@ -169,6 +186,27 @@ async def write(
                 )
             )
     return respond(answer)
+
+
+async def first_answer(request: Request, caller: Principal, key: str | None, refusal: Exception) -> Response:
+    """For a request that would be refused now: what it was answered first. Raises the refusal where it is new."""
+    if key is None or isinstance(refusal, DatabaseUnavailable):
+        raise refusal
+    async with api_of(request).db.transaction() as transaction:
+        first = await _take(transaction, request, caller, key)
+        if first is None:
+            raise refusal  # the key stays as new as it was
+    return respond_once(True, first)
+
+
+async def _take(transaction: Runner, request: Request, caller: Principal, key: str) -> Answer | None:
+    """Takes the key, or shows the first answer; raises ApiError, 409."""
+    busy, same, first = await transaction.run(take_key(caller.tenant or "", key, await digest(request)))
+    if busy:
+        raise ApiError(409, UNDER_WAY, {"Retry-After": "1"})
+    if not same:
+        raise ApiError(409, ANOTHER)
+    return first
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -29,7 +30,8 @@ Connection = psycopg.AsyncConnection[TupleRow]
 
 PULSE_EVERY_S = 0.25
 PULSE_WITHIN_S = 0.6  # a database that needs longer for nothing is away; with the pause before, known within a second
-WAIT_S = 0.7  # for a connection of the pool: then 503, within a second of the request
+WAIT_S = 0.7  # for a connection of the pool, before the pulse is looked at again: 503 within a second of an outage
+PATIENCE_S = 5.0  # for one while the database answers
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
 STATEMENT_MS = 10_000
 AWAY = "the database does not answer; try again in a moment"
@@ -106,18 +108,29 @@ class Database:
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection of the pool; it goes back whatever happens."""
-        if self.away is not None:
-            raise DatabaseUnavailable(AWAY)
-        try:
-            conn = await self._pool.getconn()
-        except (PoolTimeout, TooManyRequests, PoolClosed) as exc:
-            raise DatabaseUnavailable(AWAY) from exc
+        conn = await self._get()
         self._busy.add(conn)
         try:
             yield conn
         finally:
             self._busy.discard(conn)
             await self._pool.putconn(conn)
+
+    async def _get(self) -> Connection:
+        """Waits longer than WAIT_S only while the database answers: slow are then statements, or this process."""
+        patience = time.monotonic() + PATIENCE_S
+        while self.away is None:
+            try:
+                conn = await self._pool.getconn()
+                if connecting.usable(conn.pgconn):
+                    return conn
+                await self._pool.putconn(conn)  # the server has closed it meanwhile: the pool makes another one
+            except PoolTimeout as exc:
+                if time.monotonic() >= patience:
+                    raise DatabaseUnavailable(AWAY) from exc
+            except (TooManyRequests, PoolClosed) as exc:
+                raise DatabaseUnavailable(AWAY) from exc
+        raise DatabaseUnavailable(AWAY)
 
     async def session(self, name: str) -> Connection:
         """A connection beside the pool, for as long as the caller likes; raises DatabaseUnavailable."""
@@ -135,6 +148,8 @@ class Database:
                     await end(conn)
                     conn = None
                 else:
+                    if self.away is not None and self._felt.is_set():
+                        await self._pool.drain()  # connections from before may be dead without a sign of it
                     self._note(None)
                 await asyncio.sleep(PULSE_EVERY_S)
         finally:
@@ -142,9 +157,23 @@ class Database:
 
     async def _beat(self, conn: Connection | None) -> Connection:
         """Asks for nothing; raises where no answer comes in time."""
-        if conn is None:
-            async with asyncio.timeout(PULSE_WITHIN_S):
-                conn = await self.session("api pulse")
+        if conn is not None:
+            try:
+                await self._feel(conn)
+            except psycopg.Error:  # nothing is known yet: this session may have been ended alone
+                await end(conn)
+            else:
+                return conn
+        async with asyncio.timeout(PULSE_WITHIN_S):
+            conn = await self.session("api pulse")
+        try:
+            await self._feel(conn)
+        except BaseException:
+            await end(conn)
+            raise
+        return conn
+
+    async def _feel(self, conn: Connection) -> None:
         # Not canceled when late: psycopg would ask the silent server to cancel, and wait for it.
         asking = asyncio.create_task(ask_async(conn, connecting.BACKEND))
         try:
@@ -153,10 +182,10 @@ class Database:
         finally:
             if not asking.done():
                 cut(conn)
-        await asking
         if late:
+            await asyncio.gather(asking, return_exceptions=True)
             raise DatabaseUnavailable("no answer in time")
-        return conn
+        await asking
 
     def _note(self, away: str | None) -> None:
         if away is not None:

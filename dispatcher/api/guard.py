@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,14 +19,17 @@ UNBOUNDED = "/events"  # a stream goes on
 LONGEST_WAIT_S = 60.0
 
 Most = Callable[[str], int]
+Admit = Callable[[Scope], Awaitable[ASGIApp | None]]
 
 
 class Guard:
-    """`most` says how many bytes the body of a request for a path may have."""
+    """`most` says how many bytes the body of a request for a path may have, `admit` what answers it before its body is
+    read, if anything."""
 
-    def __init__(self, app: ASGIApp, most: Most) -> None:
+    def __init__(self, app: ASGIApp, most: Most, admit: Admit) -> None:
         self._app = app
         self._most = most
+        self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +41,10 @@ class Guard:
             if _announced(scope) > most:
                 await _drain(receive)
                 await _too_large(most)(scope, receive, send)
+                return
+            if (refusal := await self._admit(scope)) is not None:
+                await _drain(receive)
+                await refusal(scope, receive, send)
                 return
             receive = _bounded(receive, most)
         if path.endswith(UNBOUNDED):

@@ -27,6 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head: int | None = 0  # bytes of a head that is not complete; None after it
+        self._loose = 0  # bytes since something came that is bounded elsewhere: a head, a body
         self._late: asyncio.TimerHandle | None = None
         self._refused = False
 
@@ -44,18 +45,30 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # read, so that the answer is not lost to a reset
         if self._head is not None:
             self._head += len(data)
+        self._loose += len(data)
         super().data_received(data)
         if self._head is not None and self._head > HEAD_BYTES:
             self._refuse()
+        elif self._head is None and self._loose > HEAD_BYTES:  # of trailers, or of what may stand behind a chunk's size
+            self._hang_up()
+        elif self._late is None and self.timeout_keep_alive_task is None and self._is_idle():
+            self._late = self.loop.call_later(HEAD_S, self._hang_up)  # what came is not the begin of a request
+
+    def _is_idle(self) -> bool:
+        return not self._refused and self.cycle.response_complete and not self.pipeline
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head is not None:  # trailers are none of the request's headers
+            super().on_header(name, value)
 
     def on_message_begin(self) -> None:
-        self._head = 0
+        self._head = self._loose = 0
         if self._late is None:
             self._late = self.loop.call_later(HEAD_S, self._hang_up)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._head = None
+        self._head, self._loose = None, 0
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -65,6 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._loose = 0
         if not self._refused:
             super().on_body(body)
 

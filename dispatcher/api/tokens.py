@@ -48,6 +48,7 @@ class Tokens:
         self._db = db
         self._clock = clock
         self._found: dict[str, tuple[float, Principal | BadToken]] = {}
+        self._asking: dict[str, asyncio.Task[Principal | BadToken]] = {}
         self._used: dict[int, float] = {}
         self._noting: set[asyncio.Task[None]] = set()
 
@@ -55,10 +56,17 @@ class Tokens:
         """Whose it is; raises BadToken, DatabaseUnavailable."""
         until, found = self._found.get(token, (0.0, None))
         if found is None or until <= self._clock():
-            found = await self._look_up(token)
+            found = await self._look_up_once(token)
         if isinstance(found, BadToken):
             raise found
         return found
+
+    async def _look_up_once(self, token: str) -> Principal | BadToken:
+        """As many as ask at once cost one look."""
+        if (asking := self._asking.get(token)) is None:
+            asking = self._asking[token] = asyncio.create_task(self._look_up(token))
+            asking.add_done_callback(lambda _: self._asking.pop(token, None))
+        return await asyncio.shield(asking)
 
     async def _look_up(self, token: str) -> Principal | BadToken:
         if not is_token(token):

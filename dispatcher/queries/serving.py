@@ -76,10 +76,20 @@ def answer_enqueues(requests: Sequence[EnqueueRequest]) -> Operation[list[Enqueu
 
 
 def get_documents(
-    ids: Sequence[int], states: Sequence[State] | None = None, *, own: bool = False
+    ids: Sequence[int],
+    states: Sequence[State] | None = None,
+    *,
+    own: bool = False,
+    tenants: Sequence[str] | None = None,
 ) -> Operation[list[Document]]:
-    """Those of the jobs that exist, and are in one of the states, the newest first; `own`: for their own tenant."""
-    params = {"ids": list(ids), "states": None if states is None else [state.value for state in states], "own": own}
+    """Those of the jobs that exist, and are in one of the states, the newest first; `own`: for their own tenant;
+    `tenants`: of these."""
+    params: dict[str, Any] = {
+        "ids": list(ids),
+        "states": None if states is None else [state.value for state in states],
+        "own": own,
+        "tenants": None if tenants is None else list(tenants),
+    }
     rows = yield Query("get_documents", params, reads=True, often=True)
     return [Document._make(row) for row in rows]
 

@@ -94,7 +94,7 @@ create function dispatcher.take_key(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
-    busy := not pg_try_advisory_xact_lock(hashtextextended(tenant || ':' || key, 1146310665));
+    busy := not pg_try_advisory_xact_lock(hashtextextended(length(tenant) || ':' || tenant || ':' || key, 1146310665));
     if busy then
         return;
     end if;

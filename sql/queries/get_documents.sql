@@ -1,5 +1,6 @@
 -- get_documents: jobs as the HTTP API shows them, each as one JSON text, the newest first; times in UTC whatever the session's zone.
--- For their own tenant (own), unique keys are without the tenant that was put in front of them.
+-- For their own tenant (own), unique keys are without the tenant that was put in front of them. Of other tenants than (tenants), if
+-- these are given, nothing is read but that they are others': else the time that it takes would tell how large they are.
 select j.id, coalesce(j.tenant, '') as tenant, j.state, row_to_json(d)::text as document
 from dispatcher.jobs j cross join lateral (
     select j.id, j.type, j.tenant, j.state, j.priority, j.progress, j.progress_message, j.attempt, j.failures, j.max_attempts,
@@ -12,5 +13,6 @@ from dispatcher.jobs j cross join lateral (
            to_char(j.started_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as started_at,
            to_char(j.finished_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as finished_at,
            j.result_url, j.payload, j.result, j.errors) d
-where j.id = any(%(ids)s::bigint[]) and (%(states)s::text[] is null or j.state = any(%(states)s::text[]))
+where (%(tenants)s::text[] is null or j.tenant = any(%(tenants)s::text[]))
+  and j.id = any(%(ids)s::bigint[]) and (%(states)s::text[] is null or j.state = any(%(states)s::text[]))
 order by j.id desc

@@ -7,10 +7,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from dispatcher.api.context import IdempotencyKey, Runner, TheApi, TheCaller, Writer, answer, write
+from dispatcher.api.context import (
+    REFUSALS,
+    IdempotencyKey,
+    Runner,
+    TheApi,
+    TheCaller,
+    Writer,
+    answer,
+    first_answer,
+    write,
+)
 from dispatcher.api.models import BatchRequest, BatchView, CallbackRequest, CreatedBatch
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
-from dispatcher.api.routes.jobs import JobId, check_references, options_of
+from dispatcher.api.routes.jobs import JobId, check_references, options_of, tenant_of
 from dispatcher.batch import Callback
 from dispatcher.errors import JobNotFound
 from dispatcher.queries.serving import Answer
@@ -32,7 +42,10 @@ async def create_batch(
 ) -> Response:
     """All its jobs or none. It is a job itself, under the same id, which can be canceled and run again."""
     options = options_of(caller, batch)
-    await api.pending.take(options.get("tenant") or "", len(batch.payloads))
+    try:
+        await api.pending.take(tenant_of(caller, options), len(batch.payloads))
+    except REFUSALS as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     callback = None if batch.callback is None else _callback(batch.callback)
 
     async def act(runner: Runner) -> Answer:

@@ -12,11 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from dispatcher.api.context import Api, IdempotencyKey, Runner, TheApi, Writer, answer, write
+from dispatcher.api.context import REFUSALS, Api, IdempotencyKey, Runner, TheApi, Writer, answer, first_answer, write
 from dispatcher.api.models import MOST_JOBS, CreatedMany, JobRequest
 from dispatcher.api.problems import ApiError
 from dispatcher.api.routes.docs import REPLAYED, good, problems
-from dispatcher.api.routes.jobs import check_references, options_of
+from dispatcher.api.routes.jobs import check_references, options_of, tenant_of
 from dispatcher.errors import EnqueueError
 from dispatcher.options import Options
 from dispatcher.queries.serving import Answer
@@ -56,8 +56,11 @@ async def create_jobs(
     """Up to 10,000 as a JSON list, or as NDJSON, a job a line. An error names the first that is wrong, from 0."""
     jobs = _read(content_type, await request.body())
     options = [options_of(caller, job) for job in jobs]
-    for tenant, count in Counter(one.get("tenant") or "" for one in options).items():
-        await api.pending.take(tenant, count)
+    try:
+        for tenant, count in Counter(tenant_of(caller, one) for one in options).items():
+            await api.pending.take(tenant, count)
+    except REFUSALS as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
 
     async def act(runner: Runner) -> Answer:
         made = [(0, False)] * len(jobs)
@@ -104,12 +107,18 @@ def _first_with_their_key(jobs: Sequence[JobRequest]) -> list[int]:
 
 
 def _groups(jobs: Sequence[JobRequest], options: Sequence[Options], places: Iterable[int]) -> Iterable[list[int]]:
-    """Places of jobs that one statement can enqueue, in the order of their first one."""
+    """Places of jobs that one statement can enqueue, in the order of their first one; then those with unique keys, in
+    an order that is the same for every caller, so that they seldom lock each other out."""
     groups: dict[str, list[int]] = {}
     for place in places:
         named = sorted((name, str(value)) for name, value in options[place].items() if name != "unique_key")
         groups.setdefault(f"{jobs[place].type} {named}", []).append(place)
-    return groups.values()
+
+    def least(group: list[int]) -> tuple[str, str]:
+        keyed = (jobs[place] for place in group if jobs[place].unique_key is not None)
+        return min(((job.type, job.unique_key or "") for job in keyed), default=("", ""))
+
+    return sorted(groups.values(), key=least)
 
 
 def _read(content_type: str, body: bytes) -> list[JobRequest]:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from dispatcher.api import scope
 from dispatcher.api.context import (
+    REFUSALS,
     Api,
     IdempotencyKey,
     Runner,
@@ -20,7 +21,9 @@ from dispatcher.api.context import (
     TheCaller,
     Writer,
     answer,
+    check_again,
     digest,
+    first_answer,
     respond,
     respond_once,
     write,
@@ -51,6 +54,7 @@ from dispatcher.queries.serving import Answer, Document, EnqueueRequest, get_own
 from dispatcher.settings import parse_duration
 
 LONGEST_WAIT_S = 60.0
+STILL_THERE_S = 1.0  # between two looks whether who waits has hung up
 MOST = 500
 ALONE = frozenset(
     {"unique_key", "after", "parent"}
@@ -75,10 +79,12 @@ async def create_job(
 ) -> Response:
     """Answers as soon as the job is in the database: it ends in a final state, whatever dies."""
     options = options_of(caller, job)
-    await api.pending.take(options.get("tenant") or "", 1)
-
-    await check_references(api.db, caller, job.after, job.parent)
-    given = EnqueueRequest(*await api.db.run(api.operations.prepared(job.type, job.payload, options)))
+    try:
+        await check_references(api.db, caller, job.after, job.parent)
+        given = EnqueueRequest(*await api.db.run(api.operations.prepared(job.type, job.payload, options)))
+        await api.pending.take(tenant_of(caller, options), 1)
+    except REFUSALS as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     if idempotency_key is not None:
         given = given._replace(tenant=caller.tenant or "", key=idempotency_key, digest=await digest(request))
     send = api.jobs.enqueue_alone if options.keys() & ALONE else api.jobs.enqueue
@@ -137,6 +143,7 @@ async def list_jobs(
     responses={200: good("The job.", headers=ETAG), 304: good("It is as it was.", headers=ETAG), **problems(404)},
 )
 async def get_job(
+    request: Request,
     api: TheApi,
     caller: TheCaller,
     id: JobId,
@@ -151,7 +158,8 @@ async def get_job(
     """With `wait` the answer comes once the job has ended, or when the time is over, whatever its state is then."""
     found = await see(api, caller, id)
     if wait is not None and found.state not in FINAL:
-        await _until_ended(api, id, min(LONGEST_WAIT_S, parse_duration(wait).total_seconds()))
+        await _until_ended(request, api, id, min(LONGEST_WAIT_S, parse_duration(wait).total_seconds()))
+        await check_again(request)
         found = await see(api, caller, id)
     body = found.text.encode()
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
@@ -193,7 +201,10 @@ async def cancel_job(
     request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """`running`: its owner was asked to stop it. Of a batch, all its open jobs."""
-    await see(api, caller, id)
+    try:
+        await see(api, caller, id)
+    except JobNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
 
     async def act(runner: Runner) -> Answer:
         return answer(200, {"id": id, "state": await runner.run(api.operations.cancel(id))})
@@ -211,7 +222,10 @@ async def retry_job(
     request: Request, api: TheApi, caller: Writer, id: JobId, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """An ended job again, a scheduled one at once; of a batch, its failed and canceled jobs."""
-    await see(api, caller, id)
+    try:
+        await see(api, caller, id)
+    except JobNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
 
     async def act(runner: Runner) -> Answer:
         return answer(200, {"id": id, "state": await runner.run(api.operations.retry(id))})
@@ -230,8 +244,8 @@ async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
 
 async def see(api: Api, caller: Principal, id: int) -> Document:
     """The job, if the caller may see it; what it may not see does not exist."""
-    found = await api.jobs.get(id, own=caller.tenant is not None)
-    if found is None or caller.tenant not in (None, found.tenant):
+    found = await api.jobs.get(id, caller.tenant)
+    if found is None:
         raise JobNotFound(f"there is no job {id}")
     return found
 
@@ -251,6 +265,11 @@ def options_of(caller: Principal, given: Any, names: Sequence[str] = ()) -> Opti
     return options  # type: ignore[return-value] # by its names
 
 
+def tenant_of(caller: Principal, options: Options) -> str:
+    """Whose jobs they will be, as far as can be told; empty for nobody's."""
+    return caller.tenant or options.get("tenant") or ""  # the options of a batch's jobs leave it to the batch
+
+
 async def check_references(runner: Runner, caller: Principal, after: Sequence[int] | None, parent: int | None) -> None:
     """Refuses jobs that the caller cannot see as if they did not exist."""
     ids = [*(after or ()), *([] if parent is None else [parent])]
@@ -267,11 +286,13 @@ async def _changed(api: Api, id: int, response: Response) -> Response:
     return response
 
 
-async def _until_ended(api: Api, id: int, seconds: float) -> None:
+async def _until_ended(request: Request, api: Api, id: int, seconds: float) -> None:
+    """Or until the caller has hung up."""
     with api.hub.subscribe(id) as subscription:
         until = time.monotonic() + seconds
         while not subscription.over and not api.hub.closing.is_set() and (left := until - time.monotonic()) > 0:
-            await api.hub.wait(subscription, left)
+            if not await api.hub.wait(subscription, min(left, STILL_THERE_S)) and await request.is_disconnected():
+                return
 
 
 def _matches(given: str, tag: str) -> bool:

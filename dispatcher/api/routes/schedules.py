@@ -9,7 +9,19 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from dispatcher.api import scope
-from dispatcher.api.context import Admin, Api, Audit, IdempotencyKey, Runner, TheApi, TheCaller, Writer, answer, write
+from dispatcher.api.context import (
+    Admin,
+    Api,
+    Audit,
+    IdempotencyKey,
+    Runner,
+    TheApi,
+    TheCaller,
+    Writer,
+    answer,
+    first_answer,
+    write,
+)
 from dispatcher.api.models import Created, PauseView, ScheduleList, ScheduleRequest, ScheduleView
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
 from dispatcher.api.routes.jobs import options_of
@@ -90,7 +102,10 @@ async def pause(
     request: Request, api: TheApi, caller: Admin, name: Name, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """It fires no more."""
-    await _see(api, caller, name)
+    try:
+        await _see(api, caller, name)
+    except ScheduleNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     stored = scope.known_name(caller.tenant, name)
 
     async def act(runner: Runner) -> Answer:
@@ -109,7 +124,10 @@ async def resume(
     request: Request, api: TheApi, caller: Admin, name: Name, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """From now on; what was due meanwhile is not caught up."""
-    await _see(api, caller, name)
+    try:
+        await _see(api, caller, name)
+    except ScheduleNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     stored = scope.known_name(caller.tenant, name)
 
     async def act(runner: Runner) -> Answer:
@@ -128,7 +146,10 @@ async def trigger(
     request: Request, api: TheApi, caller: Writer, name: Name, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Paused or not; the next due time stays."""
-    await _see(api, caller, name)
+    try:
+        await _see(api, caller, name)
+    except ScheduleNotFound as exc:
+        return await first_answer(request, caller, idempotency_key, exc)
     stored = scope.known_name(caller.tenant, name)
 
     async def act(runner: Runner) -> Answer:
