@@ -133,7 +133,8 @@ def test_what_is_anothers_does_not_exist(api: Served, conn: Connection) -> None:
             text = text.replace(mine, theirs)
         assert (other.status_code, other.text) == (404, text), (method, path)
     conn.execute(
-        "insert into dispatcher.tally (grain, at, type, tenant, succeeded) select 'minute', date_trunc('minute', now()), 'quick', t, 1"
+        "insert into dispatcher.tally (grain, at, type, tenant, succeeded)"
+        " select 'minute', date_trunc('minute', now()), 'quick', t, 1"
         " from unnest(array['', 'acme']) t"
     )
     assert stranger.get("/stats").json() == {"types": []} == stranger.get("/stats", params={"tenant": "acme"}).json()
