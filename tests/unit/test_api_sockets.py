@@ -72,6 +72,19 @@ def test_a_socket_that_does_not_listen_is_refused(monkeypatch: pytest.MonkeyPatc
         passed(monkeypatch, one)
 
 
+@pytest.mark.parametrize("host", ["no host", "192.0.2.1", "300.1.1.1", "::1::", "x" * 300, "a..b", "\0"])
+def test_a_host_that_is_not_here_is_refused_in_one_line(host: str) -> None:
+    with pytest.raises(SettingsError, match="cannot listen on api_host") as refused:
+        sockets.listen(host, 0)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_port_in_use_is_named_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SettingsError) as refused:
+        sockets.listen("127.0.0.1", port := other.getsockname()[1])
+    assert str(refused.value) == f"cannot listen on api_host '127.0.0.1', api_port {port}: Address already in use"
+
+
 def test_sockets_have_names_and_say_who_can_connect(tmp_path: Path) -> None:
     token = secrets.token_hex(8)
     for family, address, name, is_local in (
