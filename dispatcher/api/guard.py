@@ -65,6 +65,10 @@ class Guard:
                 raise
             answer = problem(503, f"the request took more than {REQUEST_S:.0f} s", headers={"Retry-After": "1"})
             await answer(scope, receive, send)
+        except asyncio.CancelledError:  # by the server alone, as it stops and its grace is over: the task ends here
+            if not begun:
+                answer = problem(503, "the server stops, before the request was done", headers={"Retry-After": "1"})
+                await answer(scope, receive, send)
 
 
 def _announced(scope: Scope) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 32 * 1024
 HEAD_S = 10.0
 LINGER_S = 1.0
+# Before the end, as a request may be on its way: a kept connection ends when it has been idle for the first time, a
+# new one, whose client has something to say, for the second. uvicorn itself waits for 0.1 s.
+KEPT_S = 0.08
+NEW_S = 0.5
 
 _REFUSAL = (
     b'{"type": "about:blank", "title": "Request Header Fields Too Large", "status": 431, '
@@ -22,7 +26,12 @@ _ANSWER = (
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses a head of more than HEAD_BYTES with 431, and hangs up on one that takes longer than HEAD_S."""
+    """Refuses a head of more than HEAD_BYTES with 431, and hangs up on one that takes longer than HEAD_S.
+
+    When the server stops, requests that are already on their way are answered, rather than hung up on.
+    """
+
+    cycle: RequestResponseCycle | None  # type: ignore[assignment] # before the first request there is none
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,6 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._loose = 0  # bytes since something came that is bounded elsewhere: a head, a body
         self._late: asyncio.TimerHandle | None = None
         self._refused = False
+        self._stops = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
@@ -55,7 +65,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._late = self.loop.call_later(HEAD_S, self._hang_up)  # what came is not the begin of a request
 
     def _is_idle(self) -> bool:
-        return not self._refused and self.cycle.response_complete and not self.pipeline
+        done = self.cycle is not None and self.cycle.response_complete
+        return done and not self._refused and not self.pipeline
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is not None:  # trailers are none of the request's headers
@@ -76,6 +87,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse()
         else:
             super().on_headers_complete()
+            if self._stops and self.cycle is not None:
+                self.cycle.keep_alive = False  # its answer says "Connection: close"
 
     def on_body(self, body: bytes) -> None:
         self._loose = 0
@@ -85,6 +98,25 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not self._refused:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._stops:
+            self.loop.call_later(KEPT_S, self._leave)
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self._stops = True
+        if self.cycle is None:
+            self.loop.call_later(NEW_S, self._leave)
+        elif self.cycle.response_complete:
+            self.loop.call_later(KEPT_S, self._leave)
+        elif not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def _leave(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._hang_up()
 
     def _refuse(self) -> None:
         self._refused = True

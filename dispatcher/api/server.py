@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -18,24 +17,29 @@ from fastapi import FastAPI
 from dispatcher import sdnotify
 from dispatcher.api.app import Bounds, create_app
 from dispatcher.api.protocol import BoundedProtocol
-from dispatcher.errors import SettingsError
+from dispatcher.api.sockets import BACKLOG, address_of, inherited_sockets, is_local, listen
 from dispatcher.settings import Settings
 
-FIRST_FD = 3  # as in sd_listen_fds(3)
-BACKLOG = 2048
 CONNECTIONS = 8
 KEEP_ALIVE_S = 75
+HURRIED = 1  # the exit status
 
 log = logging.getLogger("dispatcher.api")
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or Ctrl-C; then finishes what is in flight, within shutdown_grace. Raises SettingsError."""
+    """Serves until SIGTERM or Ctrl-C; then finishes what is in flight, within shutdown_grace. Raises SettingsError.
+
+    Told twice, it ends the process at once.
+    """
     app = make_app(settings)
     sockets = inherited_sockets() or [listen(settings.api_host, settings.api_port)]
     server = make_server(app, sockets, grace_s=settings.shutdown_grace.total_seconds())
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve(sockets))
+        if server.force_exit:
+            log.warning("ends at once: whoever waits for an answer gets none")
+            os._exit(HURRIED)  # what is left could only be canceled, which asks the database and waits for it
 
 
 def make_app(settings: Settings) -> FastAPI:
@@ -69,27 +73,34 @@ def make_server(app: FastAPI, sockets: list[socket.socket], *, grace_s: float) -
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, except that a signal ends streams and long polls first, and that the process ends with status 0."""
+    """uvicorn's, except that a signal ends streams and long polls first, and is not raised again at the end."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, sockets: list[socket.socket]) -> None:
         super().__init__(config)
         self._app = app
         self._sockets = sockets
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; as long as the event loop turns, also while it stops, systemd's watchdog hears of it."""
+        feeding = asyncio.create_task(_feed_watchdog(), name="watchdog")
+        try:
+            await super().serve(sockets)
+        finally:
+            feeding.cancel()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; then tells systemd and the log."""
         await super().startup(sockets)
         if self.should_exit:
             return
-        sdnotify.notify("READY=1")
-        for one in self._sockets:
-            address = one.getsockname()
-            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
-            log.info("serves", extra={"address": where})
-            if not isinstance(address, str) and not _is_loopback(address[0]):
+        addresses = [address_of(one) for one in self._sockets]
+        sdnotify.ready(f"serves on {', '.join(addresses)}")
+        for one, address in zip(self._sockets, addresses, strict=True):
+            log.info("serves", extra={"address": address})
+            if not is_local(one):
                 log.warning(
                     "listens beyond this host without TLS: let a proxy in front do TLS, or tokens are read on the way",
-                    extra={"address": where},
+                    extra={"address": address},
                 )
 
     @contextlib.contextmanager
@@ -113,7 +124,7 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Takes no more connections, ends streams and long polls, finishes the rest. In the server's own thread."""
-        sdnotify.notify("STOPPING=1")
+        sdnotify.stopping("finishes what is in flight")
         self.should_exit = True
         if (api := getattr(self._app.state, "api", None)) is not None:
             api.hub.stop()
@@ -151,28 +162,9 @@ class ServerThread:
             runner.run(serve())
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises SettingsError."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as exc:
-        reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
-        raise SettingsError(f"cannot listen on api_host {host!r}, api_port {port}: {reason}") from exc
-
-
-def inherited_sockets() -> list[socket.socket]:
-    """Those that systemd has opened for this process."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
-    return [socket.socket(fileno=fd) for fd in range(FIRST_FD, FIRST_FD + count)]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+async def _feed_watchdog() -> None:
+    if (interval_s := sdnotify.watchdog_interval_s()) is None:
+        return
+    while True:
+        sdnotify.watchdog()
+        await asyncio.sleep(interval_s / 4)

@@ -11,6 +11,7 @@ import click
 from pydantic import SecretStr
 
 from dispatcher import migrate
+from dispatcher.api.sockets import listen
 from dispatcher.cli.base import common_options, fail, note
 from dispatcher.cli.flags import settings_flags
 from dispatcher.cli.run import run_daemon
@@ -62,11 +63,11 @@ def _http_api(loaded: Settings, *, fixed: bool) -> Iterator[None]:
         yield
         return
     try:
-        listening = server.listen(loaded.api_host, loaded.api_port)
+        listening = listen(loaded.api_host, loaded.api_port)
     except SettingsError:
         if fixed:
             raise
-        listening = server.listen(loaded.api_host, 0)
+        listening = listen(loaded.api_host, 0)
     host, port = listening.getsockname()[:2]
     with Client(loaded.dsn.get_secret_value()) as client:
         _, token = client.create_token("dev", role="admin")

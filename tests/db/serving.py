@@ -8,7 +8,8 @@ import httpx
 
 from dispatcher import Client
 from dispatcher.api.app import Bounds, create_app
-from dispatcher.api.server import ServerThread, listen
+from dispatcher.api.server import ServerThread
+from dispatcher.api.sockets import listen
 
 BOUNDS = {"max_payload_bytes": 2**20, "max_body_bytes": 2**26, "max_pending": 0, "connections": 8}
 

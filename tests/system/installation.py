@@ -17,6 +17,8 @@ DEPENDENCIES = "/opt/dependencies"
 PYTHON = "/opt/python"
 UNITS = ("dispatcher@a", "dispatcher@b")
 PORTS = {"dispatcher@a": 9464, "dispatcher@b": 9465}
+API = "dispatcher-api"
+EXTRAS = ("api", "binary")  # ours, and psycopg's; no other of these has one of that name
 
 
 def build_wheel(folder: Path) -> Path:
@@ -58,8 +60,8 @@ def copy_dependencies(folder: Path) -> None:
         distribution = metadata.distribution(wanted.pop())
         for text in distribution.requires or []:
             requirement = Requirement(text)
-            # Of the extras we ask for only psycopg[binary]; no other of these has one of that name.
-            applies = requirement.marker is None or requirement.marker.evaluate({"extra": "binary"})
+            marker = requirement.marker
+            applies = marker is None or any(marker.evaluate({"extra": extra}) for extra in EXTRAS)
             if applies and requirement.name not in seen:
                 seen.add(requirement.name)
                 wanted.append(requirement.name)
@@ -104,14 +106,14 @@ class Host:
         return dict(line.split("=", 1) for line in output.splitlines())
 
     def ask(self, unit: str, path: str) -> tuple[int, str]:
-        """GET from the replica's port, inside the machine's network."""
+        """GET from the unit's port, inside the machine's network."""
         program = (
             "import sys, urllib.request as u, urllib.error as e\n"
             "try: r = u.urlopen(sys.argv[1], timeout=5)\n"
             "except e.HTTPError as x: r = x\n"
             "print(r.status); print(r.read().decode())"
         )
-        url = f"http://127.0.0.1:{PORTS[unit]}{path}"
+        url = f"http://127.0.0.1:{(PORTS | {API: 8080})[unit]}{path}"
         status, _, body = self.run(f"{HOME}/bin/python", "-c", program, url).partition("\n")
         return int(status), body
 
@@ -127,4 +129,4 @@ class Host:
         return next(filter(self.leads, UNITS), None)
 
     def journal(self) -> str:
-        return self.run("journalctl", "--output=short-precise", "--unit=dispatcher@*", check=False)
+        return self.run("journalctl", "--output=short-precise", "--unit=dispatcher*", check=False)

@@ -1,8 +1,10 @@
-"""The units under a real systemd: two replicas from the wheel, on one host, with a real PostgreSQL."""
+"""The units under a real systemd: two replicas from the wheel and the HTTP API, on one host, with a real PostgreSQL."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +13,11 @@ import pytest
 from psycopg import conninfo
 from psycopg.rows import dict_row
 
+from dispatcher import Client
 from dispatcher.embedded import EmbeddedPostgres
 from tests import servers
 from tests.system import installation
-from tests.system.installation import PORTS, UNITS, Host
+from tests.system.installation import API, PORTS, UNITS, Host
 from tests.system.machine import Machine, MachineError, nspawn
 
 pytestmark = [pytest.mark.system, pytest.mark.systemd, pytest.mark.timeout(180)]
@@ -129,11 +132,13 @@ def other(unit: str) -> str:
 
 
 def test_units_are_valid_and_closed_up(installed: Host) -> None:
-    units = [f"/etc/systemd/system/{name}" for name in ("dispatcher@.service", "dispatcher.target")]
+    names = ("dispatcher@.service", "dispatcher-api.service", "dispatcher-api.socket", "dispatcher.target")
+    units = [f"/etc/systemd/system/{name}" for name in names]
     complaints = installed.run("sh", "-c", 'systemd-analyze verify "$@" 2>&1', "sh", *units)
     assert "dispatcher" not in complaints
     # Ends with 1 if the exposure is more than 2.0.
-    installed.run("systemd-analyze", "security", "--offline=true", "--threshold=20", units[0])
+    for service in units[:2]:
+        installed.run("systemd-analyze", "security", "--offline=true", "--threshold=20", service)
 
 
 def test_start_waits_until_ready_and_jobs_run_in_the_sandbox(host: Host, database: Database) -> None:
@@ -214,3 +219,131 @@ def up_again(host: Host, unit: str, before: dict[str, str]) -> dict[str, str] | 
     now = host.show(unit)
     is_new = now["MainPID"] not in ("0", before["MainPID"])
     return now if now["ActiveState"] == "active" and is_new else None
+
+
+@pytest.fixture
+def api(host: Host) -> Iterator[Host]:
+    """The socket of the HTTP API is there, its service is not running."""
+    host.run("systemctl", "enable", "--now", "dispatcher-api.socket")
+    try:
+        yield host
+    finally:
+        host.run("systemctl", "disable", "--now", "dispatcher-api.socket", f"{API}.service")
+
+
+# With and without a connection that is kept, until the file is there; prints how many answers, then what went wrong.
+ASK = """
+import http.client, pathlib, sys, threading
+stop, path, token = sys.argv[1:]
+answers, errors = [], []
+def ask(keep):
+    own = http.client.HTTPConnection("127.0.0.1", 8080, timeout=30)
+    while not pathlib.Path(stop).exists():
+        try:
+            own.request("GET", path, headers={"Authorization": "Bearer " + token})
+            answer = own.getresponse()
+            answer.read()
+            (answers if answer.status == 200 else errors).append(answer.status)
+        except Exception as exc:
+            errors.append(repr(exc))
+            own.close()
+        if not keep:
+            own.close()
+threads = [threading.Thread(target=ask, args=(keep,)) for keep in (True, True, False, False)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(len(answers), *errors)
+"""
+
+# One job; prints the answer's status.
+POST = """
+import json, sys, urllib.request as u
+headers = {"Authorization": "Bearer " + sys.argv[1], "Content-Type": "application/json"}
+job = json.dumps({"type": "command", "payload": {"program": "sleep", "args": ["0"]}}).encode()
+with u.urlopen(u.Request("http://127.0.0.1:8080/jobs", job, headers), timeout=30) as answer:
+    print(answer.status, json.load(answer)["id"])
+"""
+
+
+def token(host_dsn: str) -> str:
+    with Client(host_dsn) as client:
+        return client.create_token("test")[1]
+
+
+def test_the_target_does_not_start_the_api(host: Host) -> None:
+    host.run("systemctl", "restart", "dispatcher.target")
+    states = {unit: host.show(unit)["ActiveState"] for unit in (f"{API}.socket", f"{API}.service")}
+    assert set(states.values()) == {"inactive"}, states
+
+
+def test_the_first_request_starts_the_api(api: Host, host_dsn: str, database: Database) -> None:
+    assert api.show(f"{API}.service")["ActiveState"] == "inactive"
+    status, number = api.run(f"{installation.HOME}/bin/python", "-c", POST, token(host_dsn)).split()
+    assert status == "202"
+    assert wait_for(database, int(number), "succeeded", "failed")["state"] == "succeeded"
+    shown = api.show(f"{API}.service")
+    assert (shown["ActiveState"], shown["StatusText"]) == ("active", "serves on 127.0.0.1:8080")
+    assert api.ask(API, "/readyz")[0] == 200
+
+
+def test_a_restart_of_the_api_refuses_nobody(api: Host, host_dsn: str) -> None:
+    command = (f"{installation.HOME}/bin/python", "-c", ASK, "/run/enough", "/types", token(host_dsn))
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(api.run, *command)
+        try:
+            wait_until(lambda: api.show(f"{API}.service")["ActiveState"] == "active", "requests start it")
+            for _ in range(3):
+                before = api.show(f"{API}.service")
+                api.run("systemctl", "restart", f"{API}.service")
+                assert up_again(api, f"{API}.service", before)
+                time.sleep(0.5)  # some requests for each
+        finally:
+            api.run("touch", "/run/enough")
+        count, *errors = asking.result().split(maxsplit=1)
+    assert not errors
+    assert int(count) > 100
+
+
+def test_a_stop_of_the_api_finishes_what_is_in_flight(api: Host, host_dsn: str, database: Database) -> None:
+    assert api.ask(API, "/healthz")[0] == 200
+    with ThreadPoolExecutor() as threads:
+        with psycopg.connect(host_dsn) as holder:
+            holder.execute("lock table dispatcher.job")
+            request = threads.submit(api.run, f"{installation.HOME}/bin/python", "-c", POST, token(host_dsn))
+            waiting = (
+                "select 1 from pg_stat_activity where application_name = 'dispatcher api' and wait_event_type = 'Lock'"
+            )
+            wait_until(lambda: database.execute(waiting).fetchone(), "the request waits")
+            api.run("systemctl", "stop", "--no-block", f"{API}.service")
+            wait_until(lambda: api.show(f"{API}.service")["ActiveState"] == "deactivating", "it stops")
+            assert not request.done()
+        assert request.result().startswith("202 ")
+    wait_until(lambda: api.show(f"{API}.service")["ActiveState"] == "inactive", "it ends")
+    stopped = api.show(f"{API}.service")
+    assert (stopped["Result"], stopped["ExecMainStatus"]) == ("success", "0")
+    assert api.ask(API, "/healthz")[0] == 200  # which starts it again
+
+
+def test_a_hung_api_is_ended_by_the_watchdog_and_what_waited_is_answered(api: Host) -> None:
+    assert api.ask(API, "/healthz")[0] == 200
+    before = api.show(f"{API}.service")
+    api.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", f"{API}.service")
+    program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/healthz', timeout=40).status)"
+    assert api.run(f"{installation.HOME}/bin/python", "-c", program).strip() == "200"
+    assert up_again(api, f"{API}.service", before)
+    assert f"{API}.service: Watchdog timeout" in api.journal()
+
+
+def test_an_api_with_wrong_settings_needs_no_more_than_right_ones(api: Host) -> None:
+    own = "/etc/dispatcher/api.env"
+    append(api.machine, own, "DISPATCHER_DSN='no such thing'\n")
+    with ThreadPoolExecutor() as threads:
+        try:
+            answer = threads.submit(api.ask, API, "/healthz")
+            wait_until(lambda: int(api.show(f"{API}.service")["NRestarts"]) >= 2, "systemd tries again")
+        finally:
+            api.run("rm", own)
+        with contextlib.suppress(AssertionError):  # it waits for 5 s only
+            answer.result()
+    wait_until(lambda: api.show(f"{API}.service")["ActiveState"] == "active", "it starts")
+    assert api.ask(API, "/healthz")[0] == 200
