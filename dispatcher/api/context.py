@@ -242,7 +242,8 @@ def respond_once(replayed: bool, given: Answer) -> Response:
 
 async def digest(request: Request) -> bytes:
     """Stands for the whole request."""
-    head = f"{request.method} {request.url.path}?{request.url.query}\n"
+    kind = request.headers.get("content-type", "")
+    head = f"{request.method} {request.url.path}?{request.url.query} {kind}\n"
     return hashlib.sha256(head.encode() + await request.body()).digest()
 
 

@@ -87,8 +87,7 @@ class Database:
                         step = operation.send([])
                     case Query():
                         try:
-                            async with self.connection() as conn:
-                                rows = await _ask(conn, step)
+                            rows = await self._ask(step)
                         except (psycopg.Error, UnicodeError) as exc:
                             step = operation.throw(failure(exc))
                         else:
@@ -115,6 +114,16 @@ class Database:
         finally:
             self._busy.discard(conn)
             await self._pool.putconn(conn)
+
+    async def _ask(self, query: Query) -> Rows:
+        async with self.connection() as conn:
+            try:
+                return await _ask(conn, query)
+            except psycopg.OperationalError:  # ended alone, as by an administrator or a proxy
+                if not (conn.broken and query.reads and self.away is None):
+                    raise
+        async with self.connection() as conn:
+            return await _ask(conn, query)
 
     async def _get(self) -> Connection:
         """Waits longer than WAIT_S only while the database answers: slow are then statements, or this process."""

@@ -330,7 +330,10 @@ class ExplanationView(BaseModel):
 
 
 class TypeView(BaseModel):
-    """A type of job, what holds for it, and how many have not succeeded, by state, counted up to 20,000."""
+    """A type of job, what holds for it, and how many have not succeeded, by state, counted up to 20,000.
+
+    A token of a tenant is told its pending and running ones.
+    """
 
     name: str
     description: str

@@ -17,6 +17,8 @@ from dispatcher.queries.operation import Operation, Query
 from dispatcher.queries.serving import get_documents
 
 PAGE = 1_000  # jobs at once for a longer list
+PAGE_CHARS = 8_000_000
+FIRST_DOCUMENTS = 20
 
 # Rows that a page looks at, at most: 20 to 100 ms.
 EXAMINE = {
@@ -38,11 +40,18 @@ def page_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[Pa
 def page_documents(
     wanted: Wanted, *, before: int | None, limit: int, own: bool
 ) -> Operation[tuple[list[str], int | None]]:
-    """The same as JSON texts, and the `before` of the page behind."""
+    """The same as JSON texts, and the `before` of the page behind; no more of large ones than a page can hold."""
     params = yield from _params(wanted)
     ids, following = yield from _ids(wanted, params, _bounded("before", before), limit)
-    found = (yield from get_documents(ids, wanted.states, own=own)) if ids else []
-    return [document.text for document in found], following
+    texts: list[str] = []
+    size, at, take = 0, 0, FIRST_DOCUMENTS
+    while at < len(ids) and size < PAGE_CHARS:
+        found = yield from get_documents(ids[at : at + take], wanted.states, own=own)
+        texts += [document.text for document in found]
+        size += sum(len(document.text) for document in found)
+        at = min(at + take, len(ids))
+        take = max(1, min(PAGE, (PAGE_CHARS - size) * at // max(1, size)))  # as many of that size as there is room for
+    return texts, ids[at - 1] if at < len(ids) else following
 
 
 def list_jobs(wanted: Wanted, *, before: int | None, limit: int) -> Operation[list[JobInfo]]:
