@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from dispatcher.api import problems
-from dispatcher.api.context import Api, check_again
+from dispatcher.api.context import Api, authenticate
 from dispatcher.api.database import Database
 from dispatcher.api.guard import Guard
 from dispatcher.api.hub import Hub
@@ -83,6 +83,7 @@ def create_app(dsn: str, bounds: Bounds) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.router.routes.insert(0, jobs.PlainRead())
     for router in (jobs, bulk, batches, events, types, schedules, stats, fleet):
         app.include_router(router.router)
     app.add_route("/healthz", fleet.healthz, methods=["GET"], include_in_schema=False)
@@ -103,7 +104,7 @@ async def _admit(scope: Scope) -> Response | None:
         return None
     request = Request(scope)
     try:
-        await check_again(request)
+        await authenticate(request)
     except problems.ApiError as exc:
         return await problems.on_api_error(request, exc)
     except DispatcherError as exc:

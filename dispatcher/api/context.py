@@ -83,9 +83,9 @@ async def _principal(request: Request, given: Credentials) -> Principal:
         raise ApiError(401, str(exc), {"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
 
 
-async def check_again(request: Request) -> None:
-    """Raises ApiError, 401, where the request's token does not count, or no more."""
-    await _principal(request, await _bearer(request))
+async def authenticate(request: Request) -> Principal:
+    """Whom a request comes from; raises ApiError, 401, where its token does not count, or no more."""
+    return await _principal(request, await _bearer(request))
 
 
 TheCaller = Annotated[Principal, Depends(_principal)]

@@ -293,3 +293,20 @@ def test_only_what_is_there_is_served(api: Served) -> None:
     answer = caller.put("/jobs")
     assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
     assert set(answer.headers["allow"].split(", ")) >= {"GET", "POST"} or answer.headers["allow"]
+
+
+def test_a_read_with_and_without_a_query_is_answered_alike(api: Served, conn: Connection) -> None:
+    """There is a quick way for those without one."""
+    id = enqueue(conn, tenant="acme", unique_key="4:acme:k")
+    callers = [api.as_("read"), api.as_("read", "acme"), api.as_("read", "other"), api.caller(), api.caller("djt_x")]
+    for caller in callers:
+        for number in (id, id + 1, 2**70):
+            plain, queried = caller.get(f"/jobs/{number}"), caller.get(f"/jobs/{number}", params={"wait": "0ms"})
+            if number < 2**63:
+                assert (plain.status_code, plain.content) == (queried.status_code, queried.content)
+                assert plain.headers.get("etag") == queried.headers.get("etag")
+                assert plain.headers["content-type"] == queried.headers["content-type"]
+            assert plain.status_code in (200, 401, 404)
+    for method in ("head", "post", "delete", "options"):
+        answer = callers[0].request(method, f"/jobs/{id}")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET")

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
 
-from dispatcher.api.context import Api, TheApi, TheCaller, check_again
+from dispatcher.api.context import Api, TheApi, TheCaller, authenticate
 from dispatcher.api.hub import stamp
 from dispatcher.api.problems import ApiError
 from dispatcher.api.routes.docs import problems
@@ -82,7 +82,7 @@ async def _stream(request: Request, api: Api, id: int, seen: str | None) -> Asyn
 async def _counts(request: Request) -> bool:
     """Whether the token still does; while the database is away nothing comes that it could not see before."""
     try:
-        await check_again(request)
+        await authenticate(request)
     except ApiError:
         return False
     except DatabaseUnavailable:
