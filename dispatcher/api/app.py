@@ -24,10 +24,10 @@ from dispatcher.api.database import Database
 from dispatcher.api.guard import Guard
 from dispatcher.api.hub import Hub
 from dispatcher.api.jobs import Jobs
-from dispatcher.api.models import Problem
 from dispatcher.api.pending import PendingLimit
 from dispatcher.api.routes import batches, bulk, events, fleet, jobs, schedules, stats, types
 from dispatcher.api.tokens import Tokens
+from dispatcher.api.views import Problem
 from dispatcher.errors import DispatcherError
 from dispatcher.operations import Operations
 from dispatcher.version import __version__

@@ -18,9 +18,10 @@ from dispatcher.api.context import (
     first_answer,
     write,
 )
-from dispatcher.api.models import BatchRequest, BatchView, CallbackRequest, CreatedBatch
+from dispatcher.api.requests import BatchRequest, CallbackRequest
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
-from dispatcher.api.routes.jobs import JobId, check_references, options_of, tenant_of
+from dispatcher.api.routes.seeing import JobId, check_references, options_of, tenant_of
+from dispatcher.api.views import BatchView, CreatedBatch
 from dispatcher.batch import Callback
 from dispatcher.errors import JobNotFound
 from dispatcher.queries.serving import Answer

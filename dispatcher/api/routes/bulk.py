@@ -13,10 +13,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from dispatcher.api.context import REFUSALS, Api, IdempotencyKey, Runner, TheApi, Writer, answer, first_answer, write
-from dispatcher.api.models import MOST_JOBS, CreatedMany, JobRequest
 from dispatcher.api.problems import ApiError
+from dispatcher.api.requests import MOST_JOBS, JobRequest
 from dispatcher.api.routes.docs import REPLAYED, good, problems
-from dispatcher.api.routes.jobs import check_references, options_of, tenant_of
+from dispatcher.api.routes.seeing import check_references, options_of, tenant_of
+from dispatcher.api.views import CreatedMany
 from dispatcher.errors import EnqueueError
 from dispatcher.options import Options
 from dispatcher.queries.serving import Answer

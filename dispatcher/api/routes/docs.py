@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dispatcher.api.models import Problem
+from dispatcher.api.views import Problem
 
 _TEXT = {
     400: "The body is no JSON.",

@@ -14,7 +14,7 @@ from dispatcher.api.context import Api, TheApi, TheCaller, authenticate
 from dispatcher.api.hub import stamp
 from dispatcher.api.problems import ApiError
 from dispatcher.api.routes.docs import problems
-from dispatcher.api.routes.jobs import JobId, see
+from dispatcher.api.routes.seeing import JobId, see
 from dispatcher.errors import DatabaseUnavailable
 from dispatcher.queries.serving import Progress
 

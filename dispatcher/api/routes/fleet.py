@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from dispatcher.api.context import Overseer, TheApi, answer, api_of, respond
-from dispatcher.api.models import LeaderView, ReplicaList
 from dispatcher.api.problems import ApiError, problem
 from dispatcher.api.routes.docs import problems
+from dispatcher.api.views import LeaderView, ReplicaList
 from dispatcher.queries import fleet
 
 router = APIRouter(tags=["fleet"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
@@ -31,29 +30,18 @@ from dispatcher.api.context import (
     respond_once,
     write,
 )
-from dispatcher.api.models import (
-    MAX_ID,
-    Created,
-    ExplanationView,
-    JobPage,
-    JobRequest,
-    JobView,
-    Moment,
-    Name,
-    StateView,
-    TypeName,
-)
 from dispatcher.api.problems import ApiError
+from dispatcher.api.requests import MAX_ID, JobRequest, Moment, Name, TypeName
 from dispatcher.api.routes.docs import ETAG, LOCATION, REPLAYED, good, problems
-from dispatcher.api.tokens import Principal
-from dispatcher.errors import InvalidOption, JobNotFound
+from dispatcher.api.routes.seeing import JobId, check_references, options_of, see, tenant_of
+from dispatcher.api.views import Created, ExplanationView, JobPage, JobView, StateView
+from dispatcher.errors import JobNotFound
 from dispatcher.filters import Wanted
 from dispatcher.job import FINAL, State
-from dispatcher.options import Options
 from dispatcher.outcome import encode
 from dispatcher.queries.explain import explain_job
 from dispatcher.queries.listing import page_documents
-from dispatcher.queries.serving import Answer, Document, EnqueueRequest, get_owners
+from dispatcher.queries.serving import Answer, Document, EnqueueRequest
 from dispatcher.settings import parse_duration
 
 LONGEST_WAIT_S = 60.0
@@ -64,7 +52,6 @@ ALONE = frozenset(
 )  # jobs with these meet others, so they have a transaction of their own
 
 router = APIRouter(tags=["jobs"])
-JobId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a job.")]
 
 
 @router.post(
@@ -270,45 +257,6 @@ async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
     """What it waits for, which limit is reached, whether anybody leads; the most decisive reason first."""
     await see(api, caller, id)
     return scope.shown_explanation(caller.tenant, await api.db.run(explain_job(id)))
-
-
-async def see(api: Api, caller: Principal, id: int) -> Document:
-    """The job, if the caller may see it; what it may not see does not exist."""
-    found = await api.jobs.get(id, caller.tenant)
-    if found is None:
-        raise JobNotFound(f"there is no job {id}")
-    return found
-
-
-def options_of(caller: Principal, given: Any, names: Sequence[str] = ()) -> Options:
-    """What a body says about a job, as the operations take it, within the caller's tenant."""
-    options: dict[str, Any] = {
-        name: value for name in names or Options.__annotations__ if (value := getattr(given, name, None)) is not None
-    }
-    if caller.tenant is not None:
-        if options.setdefault("tenant", caller.tenant) != caller.tenant:
-            raise ApiError(403, "the token is of another tenant")
-        if options.get("parent") is not None:
-            del options["tenant"]  # a batch's jobs are of its tenant
-    if (key := options.get("unique_key")) is not None:
-        options["unique_key"] = scope.stored_key(caller.tenant, key)
-    return options  # type: ignore[return-value] # by its names
-
-
-def tenant_of(caller: Principal, options: Options) -> str:
-    """Whose jobs they will be, as far as can be told; empty for nobody's."""
-    return caller.tenant or options.get("tenant") or ""  # the options of a batch's jobs leave it to the batch
-
-
-async def check_references(runner: Runner, caller: Principal, after: Sequence[int] | None, parent: int | None) -> None:
-    """Refuses jobs that the caller cannot see as if they did not exist."""
-    ids = [*(after or ()), *([] if parent is None else [parent])]
-    if caller.tenant is None or not ids:
-        return
-    owners = await runner.run(get_owners(ids))
-    for id in ids:
-        if owners.get(id) != caller.tenant:
-            raise InvalidOption(f"option {'parent' if id == parent else 'after'!r}: there is no job {id}")
 
 
 async def _changed(api: Api, id: int, response: Response) -> Response:

@@ -22,10 +22,11 @@ from dispatcher.api.context import (
     first_answer,
     write,
 )
-from dispatcher.api.models import Created, PauseView, ScheduleList, ScheduleRequest, ScheduleView
+from dispatcher.api.requests import ScheduleRequest
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
-from dispatcher.api.routes.jobs import options_of
+from dispatcher.api.routes.seeing import options_of
 from dispatcher.api.tokens import Principal
+from dispatcher.api.views import Created, PauseView, ScheduleList, ScheduleView
 from dispatcher.errors import ScheduleNotFound
 from dispatcher.queries import schedules
 from dispatcher.queries.serving import Answer, get_documents

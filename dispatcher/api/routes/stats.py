@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from dispatcher.api.context import TheApi, TheCaller
-from dispatcher.api.models import Name, StatsView
+from dispatcher.api.requests import Name
 from dispatcher.api.routes.docs import problems
+from dispatcher.api.views import StatsView
 from dispatcher.queries.stats import read_stats
 
 router = APIRouter(tags=["stats"])

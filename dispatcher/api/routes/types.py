@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from dispatcher.api import scope
 from dispatcher.api.context import Audit, IdempotencyKey, Operator, Runner, TheApi, TheCaller, answer, write
-from dispatcher.api.models import LimitRequest, PauseView, TypeList, TypeView
 from dispatcher.api.problems import ApiError
+from dispatcher.api.requests import LimitRequest
 from dispatcher.api.routes.docs import REPLAYED, good, problems
+from dispatcher.api.views import PauseView, TypeList, TypeView
 from dispatcher.operations import checked_type
 from dispatcher.queries import fleet
 from dispatcher.queries.fleet import TypeInfo
