@@ -37,6 +37,7 @@ STATEMENT_MS = 10_000
 AWAY = "the database does not answer; try again in a moment"
 
 log = logging.getLogger("dispatcher.api")
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each of its attempts would be a warning; the pulse says it
 
 
 class Database:
@@ -198,7 +199,7 @@ class Database:
 
     def _note(self, away: str | None) -> None:
         if away is not None:
-            if self.away is None:
+            if self.away is None or not self._felt.is_set():
                 log.warning("the database is away: %s", away)
             for conn in list(self._busy):
                 cut(conn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -15,7 +16,8 @@ BODY_S = 20.0  # for the body to arrive
 REQUEST_S = 30.0
 DRAIN_BYTES = 16 * 1024 * 1024
 DRAIN_S = 2.0
-UNBOUNDED = "/events"  # a stream goes on
+STREAM = re.compile(r"/jobs/[0-9]+/events")  # goes on
+POLL = re.compile(r"/jobs/[0-9]+")  # with a query, it may wait
 LONGEST_WAIT_S = 60.0
 
 Most = Callable[[str], int]
@@ -47,7 +49,7 @@ class Guard:
                 await refusal(scope, receive, send)
                 return
             receive = _bounded(receive, most)
-        if path.endswith(UNBOUNDED):
+        if STREAM.fullmatch(path):
             await self._app(scope, receive, send)
             return
         begun = False
@@ -58,7 +60,8 @@ class Guard:
             await send(message)
 
         try:
-            async with asyncio.timeout(REQUEST_S + (LONGEST_WAIT_S if b"wait=" in scope["query_string"] else 0.0)):
+            waits = bool(scope["query_string"]) and POLL.fullmatch(path) is not None
+            async with asyncio.timeout(REQUEST_S + (LONGEST_WAIT_S if waits else 0.0)):
                 await self._app(scope, receive, watched)
         except TimeoutError:
             if begun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -25,6 +26,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as exc:
         # Python adds the address, which is named before.
         reason = str((exc.strerror if isinstance(exc, OSError) else None) or exc).partition(" (while ")[0]
+        if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
+            reason += "; set another port, or 0 for any free one"
         raise SettingsError(f"cannot listen on api_host {host!r}, api_port {port}: {reason}") from exc
 
 
