@@ -38,7 +38,8 @@ class Groups(Generic[Asked, Got]):
         self._most = most
         self._alone = alone
         self._waiting: list[tuple[Asked, asyncio.Future[Got]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # so that they are not collected
+        self._serving = 0
 
     async def ask(self, asked: Asked) -> Got:
         """What `send` answers to this one; raises its error."""
@@ -46,23 +47,30 @@ class Groups(Generic[Asked, Got]):
             raise DatabaseUnavailable("too many requests wait for the database")
         future: asyncio.Future[Got] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, future))
-        if len(self._tasks) < self._at_once:
+        if self._serving < self._at_once:
+            self._serving += 1
             task = asyncio.create_task(self._serve())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await future
 
     async def _serve(self) -> None:
-        while self._waiting:
-            group, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-            try:
-                got = await self._send([asked for asked, _ in group])
-            except Exception as exc:  # noqa: BLE001 - it is raised where it was asked
-                await self._fail(group, exc)
-            else:
-                for (_, future), one in zip(group, got, strict=True):
-                    if not future.done():  # its request may have been given up
-                        future.set_result(one)
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                await self._answer(group)
+        finally:  # in the same instant in which nobody waited: whoever asks next starts a task
+            self._serving -= 1
+
+    async def _answer(self, group: Sequence[tuple[Asked, asyncio.Future[Got]]]) -> None:
+        try:
+            got = await self._send([asked for asked, _ in group])
+        except Exception as exc:  # noqa: BLE001 - it is raised where it was asked
+            await self._fail(group, exc)
+        else:
+            for (_, future), one in zip(group, got, strict=True):
+                if not future.done():  # its request may have been given up
+                    future.set_result(one)
 
     async def _fail(self, group: Sequence[tuple[Asked, asyncio.Future[Got]]], exc: Exception) -> None:
         for asked, future in group:

@@ -160,7 +160,7 @@ def one_line(
 def test_a_port_in_use_is_one_line(dsn: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         line = one_line(dsn, tmp_path, api_port=str(other.getsockname()[1]))
-    assert line.endswith("Address already in use")
+    assert line.endswith("Address already in use; set another port, or 0 for any free one")
 
 
 def test_a_port_that_needs_a_right_is_one_line(dsn: str, tmp_path: Path) -> None:

@@ -119,3 +119,16 @@ def test_who_would_wait_behind_too_many_is_turned_away() -> None:
         assert await groups.ask(5) == 10
 
     asyncio.run(scenario())
+
+
+def test_who_asks_the_moment_an_answer_comes_is_not_forgotten() -> None:
+    """The task that answered has ended, and nobody has been told of it yet."""
+
+    async def scenario() -> None:
+        server = Server()
+        server.may_answer.set()
+        groups: Groups[int, int] = Groups(server.send, size=10, at_once=1)
+        async with asyncio.timeout(5):
+            assert [await groups.ask(number) for number in range(10)] == [2 * number for number in range(10)]
+
+    asyncio.run(scenario())

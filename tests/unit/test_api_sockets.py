@@ -82,7 +82,8 @@ def test_a_host_that_is_not_here_is_refused_in_one_line(host: str) -> None:
 def test_a_port_in_use_is_named_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SettingsError) as refused:
         sockets.listen("127.0.0.1", port := other.getsockname()[1])
-    assert str(refused.value) == f"cannot listen on api_host '127.0.0.1', api_port {port}: Address already in use"
+    line = f"cannot listen on api_host '127.0.0.1', api_port {port}: Address already in use"
+    assert str(refused.value) == f"{line}; set another port, or 0 for any free one"
 
 
 def test_sockets_have_names_and_say_who_can_connect(tmp_path: Path) -> None:
