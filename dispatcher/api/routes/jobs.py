@@ -47,9 +47,8 @@ from dispatcher.settings import parse_duration
 LONGEST_WAIT_S = 60.0
 STILL_THERE_S = 1.0  # between two looks whether who waits has hung up
 MOST = 500
-ALONE = frozenset(
-    {"unique_key", "after", "parent"}
-)  # jobs with these meet others, so they have a transaction of their own
+# Jobs with these meet others, so they have a transaction of their own.
+ALONE = frozenset({"unique_key", "after", "parent"})
 
 router = APIRouter(tags=["jobs"])
 
