@@ -54,8 +54,8 @@ def quantile(counts: Sequence[float], q: float) -> float | None:
     if (total := sum(counts)) <= 0:
         return None
     rank, below = q * total, 0.0
-    bucket = max(i for i, count in enumerate(counts) if count > 0)  # where rounding lets the loop come to no end
-    for i, count in enumerate(counts):
+    bucket = max(i for i, count in enumerate(counts) if count > 0)  # also where rounding lets the rank lie behind it
+    for i, count in enumerate(counts[:bucket]):
         if count > 0 and below + count >= rank:
             bucket = i
             break

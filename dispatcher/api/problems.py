@@ -15,6 +15,7 @@ from starlette.responses import Response
 from dispatcher import errors
 
 MEDIA_TYPE = "application/problem+json"
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, which Python has from 3.13 on
 RETRY_AFTER_S = 1
 _STATUS: dict[type[errors.DispatcherError], int] = {
     errors.JobNotFound: 404,
@@ -45,7 +46,7 @@ def problem(
     status: int, detail: str, *, kind: str = "about:blank", headers: dict[str, str] | None = None, wrong: Any = None
 ) -> Response:
     """A problem as a response."""
-    body = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body = {"type": kind, "title": _TITLES.get(status) or HTTPStatus(status).phrase, "status": status, "detail": detail}
     if wrong is not None:
         body["errors"] = wrong
     text = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")

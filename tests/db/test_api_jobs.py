@@ -83,7 +83,7 @@ def test_a_job_that_is_wrong_is_refused_in_one_line(
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
-    assert (problem["status"], problem["title"]) == (status, "Unprocessable Entity")
+    assert (problem["status"], problem["title"]) == (status, "Unprocessable Content")
     assert words in problem["detail"]
     assert "\n" not in problem["detail"]
     assert value(conn, "select count(*) from dispatcher.job") == 0

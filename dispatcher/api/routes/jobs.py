@@ -142,7 +142,7 @@ async def get_job(
             pattern=r"^[0-9]{1,5}(ms|s|min)?$", description="Until it has ended, at most so long: `30s`; 60 s at most."
         ),
     ] = None,
-    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """With `wait` the answer comes once the job has ended, or when the time is over, whatever its state is then."""
     found = await see(api, caller, id)
