@@ -109,16 +109,20 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
 
 def pin(conn: Connection, limits: SessionLimits) -> None:
     """Sets everything that the daemon relies on, whatever the role's defaults."""
-    conn.execute(
-        statement("pin_session"),
-        {
-            "statement_timeout_ms": round(limits.statement_s * 1000),
-            "lock_timeout_ms": round(limits.lock_s * 1000),
-            "idle_timeout_ms": round(limits.idle_s * 1000),
-            "idle_in_transaction_ms": round((limits.idle_s or limits.statement_s) * 1000),
-            "connection_check_ms": round(min(limits.silence_s, 5.0) * 500),
-        },
-    )
+    conn.execute(statement("pin_session"), pinned(limits, plan_cache_mode="force_generic_plan", signaled="1"))
+
+
+def pinned(limits: SessionLimits, *, plan_cache_mode: str = "auto", signaled: str = "") -> dict[str, Any]:
+    """The parameters of pin_session; by default of a session that asks now and then, and whose enqueues notify."""
+    return {
+        "statement_timeout_ms": round(limits.statement_s * 1000),
+        "lock_timeout_ms": round(limits.lock_s * 1000),
+        "idle_timeout_ms": round(limits.idle_s * 1000),
+        "idle_in_transaction_ms": round((limits.idle_s or limits.statement_s) * 1000),
+        "connection_check_ms": round(min(limits.silence_s, 5.0) * 500),
+        "plan_cache_mode": plan_cache_mode,
+        "signaled": signaled,
+    }
 
 
 def check_server(conn: Connection) -> None:

@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from dispatcher import connecting
-from dispatcher.db import first_line
+from dispatcher.db import SessionLimits, first_line, pinned
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.queries.operation import Operation, Pause, Query, Rows, ask_async, failure, perform_async
 
@@ -33,7 +33,7 @@ PULSE_WITHIN_S = 0.6  # a database that needs longer for nothing is away; with t
 WAIT_S = 0.7  # for a connection of the pool, before the pulse is looked at again: 503 within a second of an outage
 PATIENCE_S = 5.0  # for one while the database answers
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
-STATEMENT_MS = 10_000
+LIMITS = SessionLimits(statement_s=10.0, lock_s=10.0)
 AWAY = "the database does not answer; try again in a moment"
 
 log = logging.getLogger("dispatcher.api")
@@ -241,7 +241,7 @@ async def _configure(conn: Connection) -> None:
     await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if connecting.is_direct(conn, await ask_async(conn, connecting.BACKEND)):
         conn.prepare_threshold = connecting.WHEN_ASKED
-        await ask_async(conn, Query("limit_statements", {"milliseconds": str(STATEMENT_MS)}))
+        await ask_async(conn, Query("pin_session", pinned(LIMITS)))
 
 
 async def _ask(conn: Connection, query: Query) -> Rows:
