@@ -1,4 +1,6 @@
-"""What goes out, as the OpenAPI document shows it. Times are ISO 8601 in UTC, durations seconds."""
+"""What goes out, as the OpenAPI document shows it, where it is not what the clients see. Times are ISO 8601 in UTC,
+durations seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from dispatcher.job import State
+from dispatcher.queries.fleet import ReplicaInfo
+from dispatcher.queries.schedules import ScheduleInfo
+from dispatcher.queries.stats import TypeStats
 
 
 class Created(BaseModel):
@@ -121,49 +126,6 @@ class StateView(BaseModel):
     state: State = Field(description="`running` where its owner was asked to stop it.")
 
 
-class BatchView(BaseModel):
-    """A batch; the eight counts by state make up the total, exactly."""
-
-    model_config = ConfigDict(from_attributes=True)
-    id: int
-    tenant: str | None
-    state: State
-    type: str
-    total: int
-    scheduled: int
-    blocked: int
-    pending: int
-    running: int
-    succeeded: int
-    partial: int
-    failed: int
-    canceled: int
-    cancel_requested: bool
-    callback_id: int | None
-    created_at: datetime
-    finished_at: datetime | None
-
-
-class ReasonView(BaseModel):
-    """One reason."""
-
-    model_config = ConfigDict(from_attributes=True)
-    kind: str
-    text: str
-    details: dict[str, Any]
-
-
-class ExplanationView(BaseModel):
-    """Why a job does not run, the most decisive reason first."""
-
-    model_config = ConfigDict(from_attributes=True)
-    id: int
-    state: State
-    summary: str
-    reasons: list[ReasonView]
-    ahead: int | None
-
-
 class TypeView(BaseModel):
     """A type of job, what holds for it, and how many have not succeeded, by state, counted up to 20,000.
 
@@ -204,107 +166,22 @@ class PauseView(BaseModel):
     changed: bool
 
 
-class ScheduleView(BaseModel):
-    """A schedule."""
-
-    model_config = ConfigDict(from_attributes=True)
-    name: str
-    cron: str
-    zone: str
-    type: str
-    payload: dict[str, Any]
-    options: dict[str, Any]
-    catch_up: str
-    paused_at: datetime | None
-    paused_by: str | None
-    next_at: datetime | None
-    last_at: datetime | None
-    last_job_id: int | None
-    error: str | None
-    created_at: datetime
-    changed_at: datetime
-    changed_by: str
-
-
 class ScheduleList(BaseModel):
     """All schedules, by name."""
 
-    schedules: list[ScheduleView]
-
-
-class ReplicaView(BaseModel):
-    """One daemon, living or just gone."""
-
-    model_config = ConfigDict(from_attributes=True)
-    id: int
-    lease: str
-    host: str
-    pid: int
-    version: str
-    types: list[str]
-    started_at: datetime
-    alive: bool
-    leads: bool
-    running: int
+    schedules: list[ScheduleInfo]
 
 
 class ReplicaList(BaseModel):
     """All daemons."""
 
-    replicas: list[ReplicaView]
-
-
-class LeaderView(BaseModel):
-    """Who leads, in which term, since when."""
-
-    model_config = ConfigDict(from_attributes=True)
-    lease: str
-    term: int
-    replica: int
-    host: str | None
-    pid: int | None
-    version: str | None
-    since: datetime
-
-
-class QuantilesView(BaseModel):
-    """What half, 95 and 99 of a hundred tries did not exceed, in seconds; right to a factor of 1.6."""
-
-    model_config = ConfigDict(from_attributes=True)
-    p50: float
-    p95: float
-    p99: float
-
-
-class WindowView(BaseModel):
-    """What was settled within a window."""
-
-    model_config = ConfigDict(from_attributes=True)
-    succeeded: int
-    partial: int
-    failed: int
-    canceled: int
-    retried: int
-    finished: int
-    rate: float = Field(description="Finished a second.")
-    duration: QuantilesView | None = Field(description="Of a try, in its executor.")
-    wait: QuantilesView | None = Field(description="From when a try was due until it started.")
-
-
-class TypeStatsView(BaseModel):
-    """A type over the last minute, hour and day."""
-
-    model_config = ConfigDict(from_attributes=True)
-    type: str
-    minute: WindowView
-    hour: WindowView
-    day: WindowView
+    replicas: list[ReplicaInfo]
 
 
 class StatsView(BaseModel):
     """The types of which something was settled within the last day, by name."""
 
-    types: list[TypeStatsView]
+    types: list[TypeStats]
 
 
 class Problem(BaseModel):

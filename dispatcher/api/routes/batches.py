@@ -21,8 +21,8 @@ from dispatcher.api.context import (
 from dispatcher.api.requests import BatchRequest, CallbackRequest
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
 from dispatcher.api.routes.seeing import JobId, check_references, options_of, tenant_of
-from dispatcher.api.views import BatchView, CreatedBatch
-from dispatcher.batch import Callback
+from dispatcher.api.views import CreatedBatch
+from dispatcher.batch import BatchInfo, Callback
 from dispatcher.errors import JobNotFound
 from dispatcher.queries.serving import Answer
 
@@ -57,7 +57,7 @@ async def create_batch(
     return await write(request, caller, act, key=idempotency_key, atomic=True)
 
 
-@router.get("/batches/{id}", response_model=BatchView, summary="Look at a batch", responses=problems(404))
+@router.get("/batches/{id}", response_model=BatchInfo, summary="Look at a batch", responses=problems(404))
 async def get_batch(api: TheApi, caller: TheCaller, id: JobId) -> Any:
     """With exact counts."""
     batch = await api.db.run(api.operations.get_batch(id))

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from dispatcher.api.context import Overseer, TheApi, answer, api_of, respond
 from dispatcher.api.problems import ApiError, problem
 from dispatcher.api.routes.docs import problems
-from dispatcher.api.views import LeaderView, ReplicaList
+from dispatcher.api.views import ReplicaList
 from dispatcher.queries import fleet
+from dispatcher.queries.fleet import LeaderInfo
 
 router = APIRouter(tags=["fleet"])
 
@@ -22,7 +23,7 @@ async def list_replicas(api: TheApi, _caller: Overseer) -> Any:
     return {"replicas": await api.db.run(fleet.show_replicas())}
 
 
-@router.get("/leader", response_model=LeaderView, summary="Who leads", responses=problems(403, 404))
+@router.get("/leader", response_model=LeaderInfo, summary="Who leads", responses=problems(403, 404))
 async def get_leader(
     api: TheApi,
     _caller: Overseer,

@@ -34,12 +34,12 @@ from dispatcher.api.problems import ApiError
 from dispatcher.api.requests import MAX_ID, JobRequest, Moment, Name, TypeName
 from dispatcher.api.routes.docs import ETAG, LOCATION, REPLAYED, good, problems
 from dispatcher.api.routes.seeing import JobId, check_references, options_of, see, tenant_of
-from dispatcher.api.views import Created, ExplanationView, JobPage, JobView, StateView
+from dispatcher.api.views import Created, JobPage, JobView, StateView
 from dispatcher.errors import JobNotFound
 from dispatcher.filters import Wanted
 from dispatcher.job import FINAL, State
 from dispatcher.outcome import encode
-from dispatcher.queries.explain import explain_job
+from dispatcher.queries.explain import Explanation, explain_job
 from dispatcher.queries.listing import page_documents
 from dispatcher.queries.serving import Answer, Document, EnqueueRequest
 from dispatcher.settings import parse_duration
@@ -249,9 +249,7 @@ async def retry_job(
     return await _changed(api, id, await write(request, caller, act, key=idempotency_key))
 
 
-@router.get(
-    "/jobs/{id}/explain", response_model=ExplanationView, summary="Why a job does not run", responses=problems(404)
-)
+@router.get("/jobs/{id}/explain", response_model=Explanation, summary="Why a job does not run", responses=problems(404))
 async def explain(api: TheApi, caller: TheCaller, id: JobId) -> Any:
     """What it waits for, which limit is reached, whether anybody leads; the most decisive reason first."""
     await see(api, caller, id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -26,9 +27,10 @@ from dispatcher.api.requests import ScheduleRequest
 from dispatcher.api.routes.docs import LOCATION, REPLAYED, good, problems
 from dispatcher.api.routes.seeing import options_of
 from dispatcher.api.tokens import Principal
-from dispatcher.api.views import Created, PauseView, ScheduleList, ScheduleView
+from dispatcher.api.views import Created, PauseView, ScheduleList
 from dispatcher.errors import ScheduleNotFound
 from dispatcher.queries import schedules
+from dispatcher.queries.schedules import ScheduleInfo
 from dispatcher.queries.serving import Answer, get_documents
 
 router = APIRouter(tags=["schedules"])
@@ -44,7 +46,7 @@ async def list_schedules(api: TheApi, caller: TheCaller) -> Any:
     return {"schedules": [shown for each in found if (shown := scope.shown_schedule(caller.tenant, each))]}
 
 
-@router.get("/schedules/{name:path}", response_model=ScheduleView, summary="One schedule", responses=problems(404))
+@router.get("/schedules/{name:path}", response_model=ScheduleInfo, summary="One schedule", responses=problems(404))
 async def get_schedule(api: TheApi, caller: TheCaller, name: Name) -> Any:
     """With its next and its last due time."""
     return await _see(api, caller, name)
@@ -52,7 +54,7 @@ async def get_schedule(api: TheApi, caller: TheCaller, name: Name) -> Any:
 
 @router.post(
     "/schedules",
-    response_model=ScheduleView,
+    response_model=ScheduleInfo,
     summary="Add a schedule, or change it",
     responses={200: good("The schedule.", headers=LOCATION | REPLAYED), **problems(400, 403, 409, 413)},
 )
@@ -67,8 +69,9 @@ async def add_schedule(
         s = schedule
         await runner.run(api.operations.add_schedule(stored, s.cron, s.type, s.payload, s.zone, s.catch_up, options))
         now = next(each for each in await runner.run(schedules.list_schedules()) if each.name == stored)
-        view = ScheduleView.model_validate(scope.shown_schedule(caller.tenant, now))
-        return answer(200, view.model_dump(mode="json"), {"Location": f"/schedules/{s.name}"})
+        shown = scope.shown_schedule(caller.tenant, now)
+        assert shown is not None  # its own
+        return answer(200, asdict(shown), {"Location": f"/schedules/{s.name}"})
 
     audit = Audit("schedule.add", stored, schedule.model_dump(mode="json", exclude_defaults=True))
     return await write(request, caller, act, key=idempotency_key, audit=audit)
@@ -163,7 +166,7 @@ async def trigger(
     return await write(request, caller, act, key=idempotency_key, atomic=True)
 
 
-async def _see(api: Api, caller: Principal, name: str) -> schedules.ScheduleInfo:
+async def _see(api: Api, caller: Principal, name: str) -> ScheduleInfo:
     """The schedule, if the caller may see it; what it may not see does not exist."""
     stored = scope.known_name(caller.tenant, name)
     for each in await api.db.run(schedules.list_schedules()):
