@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,8 @@ from dispatcher.options import Options
 from dispatcher.queries.serving import Answer
 
 router = APIRouter(tags=["jobs"])
+T = TypeVar("T")
+_REQUEST: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 _REQUESTS: TypeAdapter[list[JobRequest]] = TypeAdapter(list[JobRequest])
 _LIST = {
     "type": "array",
@@ -126,28 +127,23 @@ def _read(content_type: str, body: bytes) -> list[JobRequest]:
     kind = content_type.partition(";")[0].strip().lower()
     if kind in ("application/x-ndjson", "application/ndjson"):
         lines = [line for line in body.split(b"\n") if line.strip()]
-        for number, line in enumerate(lines):  # or two lines that are no JSON by themselves could be some together
-            _check_json(line, f"line {number}")
-        body = b"[" + b",".join(lines) + b"]"
-    elif kind == "application/json":
-        _check_json(body, "the body")
-    else:
+        _check_count(len(lines))
+        return [_parse(_REQUEST, line, number) for number, line in enumerate(lines)]
+    if kind != "application/json":
         raise ApiError(415, "send application/json, a list, or application/x-ndjson, a job a line")
-    try:
-        jobs = _REQUESTS.validate_json(body)
-    except ValidationError as exc:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in _errors(exc)]) from None
-    if not 1 <= len(jobs) <= MOST_JOBS:
-        raise ApiError(422, f"give 1 to {MOST_JOBS} jobs; these are {len(jobs)}")
+    jobs = _parse(_REQUESTS, body)
+    _check_count(len(jobs))
     return jobs
 
 
-def _check_json(text: bytes, what: str) -> None:
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MOST_JOBS:
+        raise ApiError(422, f"give 1 to {MOST_JOBS} jobs; these are {count}")
+
+
+def _parse(kind: TypeAdapter[T], text: bytes, *place: int) -> T:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        raise ApiError(400, f"{what} is not JSON") from None
-
-
-def _errors(exc: ValidationError) -> list[Any]:
-    return list(exc.errors(include_url=False, include_context=False, include_input=False))
+        return kind.validate_json(text)
+    except ValidationError as exc:
+        found = exc.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**one, "loc": ("body", *place, *one["loc"])} for one in found]) from None
