@@ -137,6 +137,14 @@ def test_what_is_anothers_does_not_exist(api: Served, conn: Connection) -> None:
         " select 'minute', date_trunc('minute', now()), 'quick', t, 1 from unnest(array['', 'acme']) t"
     )
     assert stranger.get("/stats").json() == {"types": []} == stranger.get("/stats", params={"tenant": "acme"}).json()
+    [own] = api.as_("read", "acme").get("/stats").json()["types"]
+    assert (own["type"], own["minute"]["succeeded"], own["minute"]["finished"], own["hour"]["failed"]) == (
+        "quick",
+        1,
+        1,
+        0,
+    )
+    assert own == api.as_("read").get("/stats", params={"tenant": "acme"}).json()["types"][0]
     assert stranger.get("/jobs").json() == {"jobs": [], "next": None}
     assert stranger.get("/jobs", params={"tenant": "acme"}).json() == {"jobs": [], "next": None}
     assert stranger.get("/jobs", params={"parent": things.batch}).json()["jobs"] == []

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from dispatcher.sql import migrations
 
 from dispatcher.cli import COMMANDS, main
+from dispatcher.http import Client as HttpClient
 from tests.db.front_door import MAX_BYTES, count, end, publish
 
 DISPATCHER = [sys.executable, "-m", "dispatcher"]
@@ -561,7 +562,11 @@ def test_dev_needs_nothing_and_leaves_nothing() -> None:
         export = dev.stdout.readline()
         assert export.startswith("export DISPATCHER_DSN=")
         dsn = export.removeprefix("export DISPATCHER_DSN=").strip().strip("'")
+        url = dev.stdout.readline().strip().removeprefix("export DISPATCHER_API_URL=")
+        token = dev.stdout.readline().strip().removeprefix("export DISPATCHER_API_TOKEN=")
         wait_for(dev, "dispatcher.daemon: started")
+        with HttpClient(url, token) as client:
+            assert client.wait(client.enqueue("hello"), timeout=20).result == {"greeting": "Hello, world!"}
         done = call("enqueue", "hello", "--wait", "--json", "--dsn", dsn)
         assert json.loads(done.stdout)["result"] == {"greeting": "Hello, world!"}
         dev.send_signal(signal.SIGINT)

@@ -201,6 +201,6 @@ def test_tallies_go_once_no_window_reaches_them(conn: Connection, make: Make, mo
 
 def test_answers_are_kept_for_a_day(conn: Connection, make: Make) -> None:
     conn.execute("insert into dispatcher.answer (tenant, key, digest) values ('', 'new', ''), ('', 'old', '')")
-    conn.execute("update dispatcher.answer set created_at = now() - interval '24 h 1 min' where key = 'old'")
+    conn.execute("update dispatcher.answer set created_at = now() - interval '25 h 1 min' where key = 'old'")
     assert make().prune_answers()
     assert [key for (key,) in conn.execute("select key from dispatcher.answer")] == ["new"]

@@ -17,10 +17,12 @@ from tests.bench.stage import ROOT, BenchFailed, Stage, stage
 
 CONNECTIONS = 32
 READ = 1_000  # jobs, in turn
+MANY = 10_000  # in one call
 
 
 def http(dsn: str, size: Size) -> Measures:
-    """Creates and reads of one job each, as many as are answered; reads again at half that rate, for their latency."""
+    """Creates and reads of one job each, as many as are answered; reads again at half that rate, for their latency;
+    and many jobs in one call."""
     with stage(dsn) as own, serve(own) as (port, token):
         body = json.dumps({"type": jobs.NOOP, "payload": {"n": 1, "name": "customer 1"}})
         create = (
@@ -31,6 +33,10 @@ def http(dsn: str, size: Size) -> Measures:
         count = int(str(own.ask("select count(*) from dispatcher.job")))
         if count < created["answers"]:
             raise BenchFailed(f"{created['answers']} creates were answered, but there are {count} jobs")
+        many = json.dumps([{"type": jobs.NOOP, "payload": {"n": n}} for n in range(MANY)]).encode()
+        began = time.monotonic()
+        _post(port, token, "/jobs:batch", many)
+        took = time.monotonic() - began
         reads = [
             f"GET /jobs/{1 + n % count} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
             for n in range(READ)
@@ -40,10 +46,19 @@ def http(dsn: str, size: Size) -> Measures:
         half = load(port, reads, size.requests_s, rate=per_second / 2)
     return {
         "creates_per_second": (created["answers"] / created["seconds"], "1/s"),
+        "in_one_call_10000": (1000 * took, "ms"),
         "reads_per_second": (per_second, "1/s"),
         "reads_half_load_p50": (1000 * half["p50_s"], "ms"),
         "reads_half_load_p99": (1000 * half["p99_s"], "ms"),
     }
+
+
+def _post(port: int, token: str, path: str, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        if answer.status != 202:
+            raise BenchFailed(f"{path} was answered with {answer.status}")
 
 
 def load(port: int, requests: Sequence[str], seconds: float, rate: float = 0.0) -> dict[str, float]:
