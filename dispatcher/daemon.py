@@ -91,6 +91,8 @@ class Daemon:
             signal.signal(number, self._on_signal)
         heart = self._spawn("heart", self._replica.heart, self._halt_heart)
         threads = [self._spawn(name, service, self._halt) for name, service in self._replica.services.items()]
+        for pool in self._replica.pools:
+            pool.start()
         log.info(
             "started",
             extra={"replica": self._replica.id, "version": __version__, "types": ",".join(self._registry.types)},
@@ -100,6 +102,8 @@ class Daemon:
         self._end(threads, self._halt)
         # Last: without its session this replica counts as gone, and whoever sees that for long enough ends the process.
         self._end([heart], self._halt_heart)
+        for pool in self._replica.pools:
+            pool.stop()
         try:
             self._replica.leave()
         except (psycopg.Error, DispatcherError) as exc:
@@ -221,14 +225,19 @@ class Daemon:
                 replica.settled.wait(0.1)
             else:
                 self._woken.wait(0.01)
-        if replica.inflight.executing:
+        if replica.inflight.any_executing:
             self._give_back_running()
 
     def _give_back_running(self) -> None:
         """Writes what still runs as due only after this process is certainly gone; then the process goes."""
         replica = self._replica
         replica.heart.strike_in(HARD_EXIT_S)
-        running = [execution for execution in replica.inflight.snapshot() if execution.outcome is None]
+        # What runs elsewhere does not end with this process: it stays running, and others take it when it must be over.
+        running = [
+            execution
+            for execution in replica.inflight.snapshot()
+            if execution.outcome is None and not replica.pools.of(execution).remote
+        ]
         try:
             with replica.session("stop") as conn:
                 outcomes.reschedule_jobs(conn, [_postponed(execution) for execution in running])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -28,7 +30,7 @@ class Conclusion:
 
     def __init__(self, runtime: Runtime, hook_failed: Callable[[str], None]) -> None:
         self._runtime = runtime
-        self._hook_failed = hook_failed
+        self.hook_failed = hook_failed
 
     def conclude(
         self,
@@ -81,9 +83,10 @@ class Conclusion:
             if hook is None:
                 continue
             try:
-                hook(job, ctx, argument)
+                if inspect.iscoroutine(waits := hook(job, ctx, argument)):
+                    asyncio.run(waits)
             except BaseException as exc:  # whatever a hook does, the outcome stands
-                self._hook_failed(job.type)
+                self.hook_failed(job.type)
                 described = _described(exc)
                 log.exception(
                     "a hook failed",

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from dispatcher.batch import BATCH_TYPE
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "dispatcher.executors"
 MAX_ATTEMPTS = 32767  # failures are counted in a smallint
+MIN_MEMORY = 2**20
 MAX_TIMEOUT_S = 100 * 365 * 86400.0  # as the settings' durations
+POOLS = ("thread", "async", "process", "dask")
+FAR_POOLS = ("process", "dask")  # in which an executor is imported by another process
 TYPE_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")  # as in the table dispatcher.type
 type_of = type  # `type` is a parameter below
 _MARK = "__dispatcher_executor__"
@@ -103,6 +106,10 @@ class Executor:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     payload: Model | None = None
     pool: str = "thread"
+    asynchronous: bool = False
+    """`run` is a coroutine function."""
+    memory_limit: int | None = None
+    """Bytes that one job may take for its data."""
     description: str = ""
     hooks: Hooks | None = None
     tenant_limit: int | None = None
@@ -130,7 +137,8 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
     backoff: Backoff | None = None,
     retry_timeouts: bool = False,
     payload: Model | None = None,
-    pool: str = "thread",
+    pool: Literal["thread", "async", "process", "dask"] | None = None,
+    memory_limit: int | str | None = None,
     description: str | None = None,
     on_success: Hook | None = None,
     on_failure: Hook | None = None,
@@ -142,6 +150,11 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
     second, or a text such as "100/min", with a `burst` at once. `timeout` is in seconds or a timedelta; none means the
     setting `job_timeout`. A timed-out job fails for good unless `retry_timeouts`. `payload`, a pydantic model, is
     checked before a try; a payload that does not fit fails at once.
+
+    `pool` is where it runs: `thread`, the default; `async`, on one event loop for all, the default of an `async def`;
+    `process`, in a process of its own, which can be killed; `dask`, on a Dask cluster. The last two import the
+    executor anew, so it stands at the top level of a module; there `memory_limit`, in bytes or a text such as
+    "512MiB", is what one job may take for its data.
 
     Hooks, also as methods of these names of a class: `on_success(job, ctx, result)`; `on_failure(job, ctx, error)` for
     each failed try, and after it `on_final_failure(job, ctx, error)` if no try is left; `error` is a JobError. They run
@@ -166,12 +179,20 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
     timeout_s = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout and float(timeout)
     if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
         raise ExecutorError(f"executor {type!r}: timeout must be more than zero and at most 100 years")
-    if pool != "thread":
-        raise ExecutorError(f"executor {type!r}: there is no pool {pool!r}; known pools: thread")
+    if pool is not None and pool not in POOLS:
+        raise ExecutorError(f"executor {type!r}: there is no pool {pool!r}; known pools: {', '.join(POOLS)}")
+    if memory_limit is not None and pool not in FAR_POOLS:
+        raise ExecutorError(
+            f"executor {type!r}: memory_limit goes with pool process or dask: threads share their memory"
+        )
+    max_bytes = None if memory_limit is None else _bytes(type, memory_limit)
 
     def declare(target: T) -> T:
         instance: Any = target() if inspect.isclass(target) else None
         run: Run = target if instance is None else instance.execute
+        asynchronous = inspect.iscoroutinefunction(run)
+        place = pool or ("async" if asynchronous else "thread")
+        _check_place(type, place, target, asynchronous=asynchronous)
         spec = Executor(
             type=type,
             run=run,
@@ -183,7 +204,9 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
             timeout_s=timeout_s,
             retry=RetryPolicy(max_attempts, backoff or Backoff(), retry_timeouts),
             payload=payload,
-            pool=pool,
+            pool=place,
+            asynchronous=asynchronous,
+            memory_limit=max_bytes,
             description=description if description is not None else _first_line(target.__doc__),
             hooks=_hooks(
                 type, instance, on_success=on_success, on_failure=on_failure, on_final_failure=on_final_failure
@@ -193,6 +216,37 @@ def executor(  # noqa: PLR0913 - what a type can be told, by keyword
         return target
 
     return declare
+
+
+def _bytes(type: str, size: int | str) -> int:
+    try:
+        number = TypeAdapter(ByteSize).validate_python(size)
+    except ValidationError:
+        number = ByteSize(0)
+    if number < MIN_MEMORY:
+        raise ExecutorError(f"executor {type!r}: memory_limit must be a size such as '512MiB', and 1MiB at least")
+    return int(number)
+
+
+def _check_place(type: str, place: str, target: Any, *, asynchronous: bool) -> None:
+    if place == "thread" and asynchronous:
+        raise ExecutorError(f"executor {type!r}: an async def runs in pool async (leave pool out), process or dask")
+    if place == "async" and not asynchronous:
+        raise ExecutorError(f"executor {type!r}: pool async is for async def; leave pool out for a plain function")
+    if place in FAR_POOLS and ("<locals>" in target.__qualname__ or target.__module__ == "__main__"):
+        raise ExecutorError(
+            f"executor {type!r}: pool {place} imports the executor in another process: "
+            "it must stand at the top level of a module that can be imported"
+        )
+
+
+def locate(source: str) -> Executor:
+    """The executor that was declared as `source`, as another process finds it. Raises ExecutorError."""
+    module, _, name = source.rpartition(".")
+    spec = getattr(getattr(_import(module, "a worker process"), name, None), _MARK, None)
+    if not isinstance(spec, Executor):
+        raise ExecutorError(f"there is no executor {name!r} in module {module!r}")
+    return spec
 
 
 def _hooks(type: str, instance: Any, **given: Hook | None) -> Hooks | None:

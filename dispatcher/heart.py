@@ -18,10 +18,10 @@ from dispatcher import fence
 from dispatcher.db import Connection
 from dispatcher.inflight import InFlight
 from dispatcher.metrics import Metrics
+from dispatcher.pool import Pools
 from dispatcher.queries import claims, outcomes
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.lease import Lease
-from dispatcher.services.pool import ThreadPool
 
 log = logging.getLogger("dispatcher.heart")
 
@@ -41,7 +41,7 @@ class Heart:
         *,
         lease: Lease,
         dispatch: Dispatch,
-        pool: ThreadPool,
+        pools: Pools,
         inflight: InFlight,
         began: Callable[[], None],
         canceled: Callable[[list[int]], None],
@@ -54,7 +54,7 @@ class Heart:
     ) -> None:
         self._lease = lease
         self._dispatch = dispatch
-        self._pool = pool
+        self._pools = pools
         self._inflight = inflight
         self._began = began
         self._canceled = canceled
@@ -82,6 +82,11 @@ class Heart:
         return self._lease.conn is not None
 
     @property
+    def trusted_from(self) -> float | None:
+        """When the last request was sent that the lease session has answered, in boottime() seconds."""
+        return self._lease.trusted_from
+
+    @property
     def term(self) -> int | None:
         """The term while this replica leads."""
         return self._lease.term
@@ -94,7 +99,7 @@ class Heart:
     @property
     def idle(self) -> bool:
         """True if no job runs here or is about to."""
-        return not self._inflight.executing and not self._pool.waiting
+        return not self._inflight.any_executing and not self._pools.waiting
 
     def drain(self) -> None:
         """Gives the lease away and returns what was never started. Any thread."""
@@ -220,6 +225,7 @@ class Heart:
             self._contend_from = time.monotonic() + 2 * self._heartbeat_s
             self._resign(conn)
             return
+        dispatch.return_stalled(conn)
         if not self._lease.may_claim():
             self._wait(self._heartbeat_s)
         elif dispatch.step(conn):
@@ -229,7 +235,6 @@ class Heart:
                 time.sleep(dispatch.gather_s)  # what ends meanwhile is no reason to look sooner
         elif dispatch.room() <= 0:
             self._wait(self._heartbeat_s)
-            dispatch.return_stalled(conn)
         elif (nap := dispatch.nap()) is not None:
             self._wait(nap)
         elif not dispatch.looked_everywhere:

@@ -66,9 +66,7 @@ class InFlight:
         self._empty_claims: list[int] = []
         self.doubted_claims: set[int] = set()
         """Claims of which a job was let go although its row may still say that it runs here."""
-        self.executing: dict[tuple[int, int], Execution] = {}
-        """Executions whose thread is not back; written by the worker threads, one key each. By attempt: a job that was
-        taken away may be given to this very process again while the thread of the older attempt is not back."""
+        self._executing: dict[str, dict[tuple[int, int], Execution]] = {}
 
     def add(self, executions: Sequence[Execution]) -> None:
         """Takes freshly claimed executions in."""
@@ -94,6 +92,24 @@ class InFlight:
                 if not self._by_claim[claim]:
                     del self._by_claim[claim]
                     self._empty_claims.append(claim)
+
+    def executing_in(self, pool: str) -> dict[tuple[int, int], Execution]:
+        """The executions that a pool has started and that have not ended; the pool writes it, one key at a time.
+
+        By attempt: a job that was taken away may be given to this very process again while the thread of the older
+        attempt is not back.
+        """
+        return self._executing.setdefault(pool, {})
+
+    @property
+    def executing(self) -> list[Execution]:
+        """All executions that have started and not ended."""
+        return [execution for own in self._executing.values() for execution in list(own.values())]
+
+    @property
+    def any_executing(self) -> bool:
+        """True while there is one."""
+        return any(self._executing.values())
 
     @property
     def empty_claims(self) -> int:

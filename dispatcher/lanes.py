@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import islice, takewhile
 
 from dispatcher.capacity import Capacity
@@ -123,13 +123,19 @@ class Lanes:
         self._types = {type}
         return True
 
-    def takes(self, conn: Connection, *, room: int, threads: int) -> list[Take]:
-        """What to claim of which lane; empty where no lane has a job that may run.
+    def begin_round(self) -> None:
+        """A new round of takes: what a rate held back is noted anew."""
+        self.held = {}
 
-        `threads` are free right now. A type with a rate has no more than these, and one at least: what is claimed ahead
-        starts a little later than its rate has it, and among many quick jobs no thread may ever be seen free.
+    def takes(self, conn: Connection, *, types: Collection[str], room: int, places: int) -> list[Take]:
+        """What to claim of which lane of these types; empty where none has a job that may run.
+
+        `places` are free right now. A type with a rate has no more than these, and one at least: what is claimed ahead
+        starts a little later than its rate has it, and among many quick jobs no place may ever be seen free.
         """
-        most = self._most(threads)
+        most = self._most(types, places)
+        if not most:
+            return []
         if self._aging_s is None and not self._mixed and (turns := self._equal_turns(room, most)):
             return turns
         while takes := self._candidates(room, most):
@@ -206,16 +212,18 @@ class Lanes:
         )
         return list(islice(candidates, max(MIN_LANES, LANES_PER_ROOM * room)))
 
-    def _most(self, threads: int) -> dict[str, int]:
-        """How many of each type may be claimed now. Notes the types with a slot that their rate holds back."""
-        now, most, late = self._clock(), {}, {}
-        for type in self._types if self._lanes else ():
+    def _most(self, types: Collection[str], places: int) -> dict[str, int]:
+        """How many of each type may be claimed now; none of other types than these. Notes the types with a slot that
+        their rate holds back.
+        """
+        now, late = self._clock(), {}
+        most = Counter[str]()
+        for type in self._types.intersection(types) if self._lanes else ():
             most[type] = slots = self._capacity.slots(type)
             if slots > 0 and (starts := self._capacity.starts(type, now)) is not None:
-                most[type] = min(slots, starts, max(1, threads))
+                most[type] = min(slots, starts, max(1, places))
                 if not starts:
                     late[type] = self._capacity.wait_s(type, now)
-        self.held = {}
         for lane, _ in self._lanes if late else ():
             if lane.type in late and self._capacity.tenant_slots(lane.type, lane.tenant) > 0:
                 self.held[lane.type] = late.pop(lane.type)

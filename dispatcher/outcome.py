@@ -102,6 +102,10 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
         return cls(job.id, job.attempt, State.PENDING, delay_s=0.0)
 
 
+class Crash(Exception):
+    """The process that ran the job died under it."""
+
+
 class Returned(NamedTuple):
     """The executor returned."""
 
@@ -176,6 +180,8 @@ def crashed(job: Job, *, policy: RetryPolicy, max_attempts: int | None, chance: 
 def describe(exc: BaseException) -> JobError:
     """An exception as an entry of `errors`."""
     text = _text(exc)
+    if isinstance(exc, Crash):
+        return JobError("crash", text)
     message = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     return JobError("exception", message, "".join(traceback.format_exception(exc, limit=-30)))
 

@@ -89,9 +89,9 @@ def run_program(
     `tail_bytes` are kept. Raises OSError where the program cannot be started.
     """
     ctx.raise_if_canceled()
-    order = _order(argv, cwd or "/", clean_environment() if env is None else env)
+    order = order_for(argv, cwd or "/", clean_environment() if env is None else env)
     started = time.monotonic()
-    with _Supervised(
+    with Supervised(
         order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open
     ) as program:
         ctx.on_cancel(program.terminate)
@@ -110,7 +110,7 @@ def run_program(
     )
 
 
-def _order(argv: Sequence[str], cwd: str | os.PathLike[str], env: Mapping[str, str]) -> bytes:
+def order_for(argv: Sequence[str], cwd: str | os.PathLike[str], env: Mapping[str, str]) -> bytes:
     """What the supervisor reads first; sent by pipe, since anybody can read a command line."""
     fields = [os.fspath(cwd), str(len(argv)), *argv, *(f"{name}={value}" for name, value in env.items())]
     if not argv or any("\0" in field for field in fields):
@@ -143,7 +143,7 @@ class _Tail:
             self.truncated = True
 
 
-class _Supervised:
+class Supervised:
     """One supervisor and the pipes to it and its program."""
 
     def __init__(
@@ -154,7 +154,9 @@ class _Supervised:
         tail_bytes: int,
         kill_after_s: float,
         keep_open: Sequence[int],
+        own_streams: bool = True,
     ) -> None:
+        """Without `own_streams` the program writes to where this process does, and `pump` is not for it."""
         self.stdout = _Tail(tail_bytes)
         self.stderr = _Tail(tail_bytes)
         self.terminated_early = False
@@ -169,8 +171,8 @@ class _Supervised:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", _SUPERVISOR, *arguments],
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE if own_streams else None,
+                stderr=subprocess.PIPE if own_streams else None,
                 bufsize=0,
                 pass_fds=(theirs, reports, *_inherited, *keep_open),
                 env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
@@ -190,10 +192,7 @@ class _Supervised:
 
     def __exit__(self, *_: object) -> None:
         """Kills what still runs, and waits until it is gone, for that is the promise."""
-        with self._lock:
-            if self._control is not None:
-                os.close(self._control)
-            self._control = None
+        self.kill()
         self._process.wait()
         os.close(self._status)
         for stream in self._streams():
@@ -206,6 +205,29 @@ class _Supervised:
             if self._control is not None:
                 self.terminated_early = "X" not in self._reports()
                 os.write(self._control, b"T")
+
+    def kill(self) -> None:
+        """Kills the program and all its descendants; may be called by any thread and at any time."""
+        with self._lock:
+            if self._control is not None:
+                os.close(self._control)
+            self._control = None
+
+    def arm(self, seconds: float) -> None:
+        """Lets the supervisor, or else the kernel, kill them all in so many seconds, unless armed anew."""
+        with self._lock, suppress(BrokenPipeError):
+            if self._control is not None:
+                os.write(self._control, b"A" + max(1, int(seconds * 1e6)).to_bytes(8, "big"))
+
+    def start(self) -> None:
+        """Lets a program without streams of its own begin."""
+        self._write_order()
+
+    def wait(self) -> None:
+        """Until the supervisor of such a program has ended, and with it everything."""
+        while data := os.read(self._status, _READ_BYTES):
+            self._report += data
+        self._process.wait()
 
     def pump(self) -> None:
         """Feeds the program and reads from it until its supervisor has ended."""

@@ -24,6 +24,9 @@ from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
 from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
+from dispatcher.pool import Pools
+from dispatcher.pools import make_pools, remote_types
+from dispatcher.pools.attempt import Attempts
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
 from dispatcher.queries.replicas import Process
@@ -34,7 +37,6 @@ from dispatcher.services.gauges import Gauges
 from dispatcher.services.lease import Lease
 from dispatcher.services.linker import Linker
 from dispatcher.services.listener import Listener
-from dispatcher.services.pool import ThreadPool, stack_of
 from dispatcher.services.pruner import Pruner
 from dispatcher.services.rescuer import Rescuer
 from dispatcher.services.scheduler import Scheduler
@@ -91,14 +93,20 @@ class Replica:
             self._publish_types(conn, s.limits)
             row = conn.execute(statement("get_installation")).fetchone()
             assert row is not None
+            self._installation = row[0]
             # Before this replica shows in the database: a store that cannot be one ends the start.
-            self._store: Store | None = open_store(s.result_store, row[0]) if s.result_store else None
+            self._store: Store | None = open_store(s.result_store, self._installation) if s.result_store else None
             self.id = replicas.register_replica(
-                conn, lease=self._lease_number, process=process, version=__version__, types=self._registry.types
+                conn,
+                lease=self._lease_number,
+                process=process,
+                version=__version__,
+                types=self._registry.types,
+                remote_types=remote_types(self._registry),
             )
             self._runtime = JobRuntime(
                 dsn=self._dsn,
-                installation=row[0],
+                installation=self._installation,
                 registry=self._registry,
                 store=self._store,
                 max_result_bytes=s.max_result_bytes,
@@ -137,18 +145,25 @@ class Replica:
             stop=stop,
         )
         self._runtime.progress = self._completer.report_progress
-        pool = ThreadPool(
-            threads=s.threads,
-            inflight=self.inflight,
-            runtime=self._runtime,
-            job_timeout_s=s.job_timeout.total_seconds(),
-            ended=self._completer.put,
-            hook_failed=self._on_hook_failed,
+        attempts = Attempts(
+            runtime=self._runtime, job_timeout_s=s.job_timeout.total_seconds(), hook_failed=self._on_hook_failed
+        )
+        self.pools = Pools(
+            make_pools(
+                s,
+                self._registry,
+                inflight=self.inflight,
+                attempts=attempts,
+                installation=self._installation,
+                trusted_from=lambda: self.heart.trusted_from,
+                ended=self._completer.put,
+            ),
+            self._registry,
         )
         self.timekeeper = Timekeeper(
             inflight=self.inflight,
             metrics=metrics,
-            stack_of=stack_of,
+            stack_of=self.pools.stack,
             note_timed_out=self._completer.note_timed_out,
             stop=stop,
         )
@@ -157,7 +172,7 @@ class Replica:
             lease_number=self._lease_number,
             registry=self._registry,
             inflight=self.inflight,
-            pool=pool,
+            pools=self.pools,
             before_run=lambda: self.heart.arm_fence(),  # noqa: PLW0108 - the heart is made below, and needs this
             metrics=metrics,
             changed=self._announcer.tell,
@@ -176,7 +191,7 @@ class Replica:
                 stop=stop,
             ),
             dispatch=self._dispatch,
-            pool=pool,
+            pools=self.pools,
             inflight=self.inflight,
             began=self._on_term,
             canceled=self.timekeeper.cancel,

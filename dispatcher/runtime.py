@@ -13,6 +13,7 @@ from dispatcher.db import Connection, check_dsn, first_line
 from dispatcher.errors import (
     BY_SQLSTATE,
     DatabaseUnavailable,
+    DispatcherError,
     JobNotFound,
     ResultTooLarge,
     StoreError,
@@ -28,12 +29,12 @@ from dispatcher.store_source import RESULT, Source, check_name
 
 
 class JobRuntime:
-    """Implements dispatcher.context.Runtime for this process."""
+    """Implements dispatcher.context.Runtime for this process; without a `dsn`, whatever needs the database raises."""
 
     def __init__(
         self,
         *,
-        dsn: str,
+        dsn: str | None,
         installation: UUID,
         registry: Registry | None = None,
         store: Store | None = None,
@@ -43,12 +44,13 @@ class JobRuntime:
         self._store = store
         self._dsn = dsn
         self._installation = installation
-        self._client = Client(dsn, registry=registry)
+        self._own_client = None if dsn is None else Client(dsn, registry=registry)
         self.progress: Any = None  # set by the daemon: the completer takes it
 
     def close(self) -> None:
         """Closes what was kept open."""
-        self._client.close()
+        if self._own_client is not None:
+            self._own_client.close()
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """Hands the latest progress to whoever writes it."""
@@ -58,6 +60,8 @@ class JobRuntime:
     def connect(self) -> Connection:
         """A connection for a job's own work: none of the daemon's settings, in a transaction as psycopg opens it."""
         try:
+            if self._dsn is None:
+                raise DispatcherError(_NO_DSN)
             params = {"connect_timeout": 10, "application_name": "dispatcher job", **check_dsn(self._dsn)}
             params["client_encoding"] = "utf8"  # a job's texts are Unicode, whatever the role's default
             return psycopg.connect(**params)
@@ -123,6 +127,12 @@ class JobRuntime:
         """Leaves a value on the job's own connection; see Context.checkpoint."""
         self._in_transaction(conn, "checkpoint_job", {"id": job.id, "attempt": job.attempt, "value": encode(value)})
 
+    @property
+    def _client(self) -> Client:
+        if self._own_client is None:
+            raise DispatcherError(_NO_DSN)
+        return self._own_client
+
     def _in_transaction(self, conn: Connection, name: str, params: dict[str, Any]) -> None:
         if conn.autocommit and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             raise UnsafeTransaction("the connection is in autocommit: open a transaction first")
@@ -140,6 +150,7 @@ class JobRuntime:
             raise UnsafeTransaction(_WRONG_DATABASE)
 
 
+_NO_DSN = "jobs have no database here: set DISPATCHER_DSN in the environment of the Dask worker"
 _WRONG_DATABASE = "the connection leads to another database than the dispatcher's"
 
 

@@ -97,6 +97,11 @@ Limits = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_limits)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(parse_names)]
 
 
+def _cores() -> int:
+    """Those that this process may use, which are fewer in many a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Settings(BaseSettings):
     """All settings of the dispatcher; each is an environment variable DISPATCHER_<NAME> as well."""
 
@@ -107,6 +112,14 @@ class Settings(BaseSettings):
     dsn: SecretStr = Field(SecretStr(""), description="PostgreSQL connection; empty: libpq's PG* variables")
     lease_name: str = Field("default", description="which lease this replica contends for", min_length=1, max_length=60)
     threads: int = Field(16, ge=1, le=1000, description="worker threads of this replica")
+    processes: int = Field(
+        default_factory=_cores, ge=1, le=1000, description="worker processes of this replica, for pool process"
+    )
+    async_jobs: int = Field(256, ge=1, le=10_000, description="jobs at once on the event loop, for pool async")
+    dask_scheduler: str = Field("", description="address of the Dask scheduler, for pool dask: tcp://host:8786")
+    dask_jobs: int = Field(
+        0, ge=0, le=10_000, description="jobs at once on Dask; 0: as many as the cluster has threads"
+    )
     poll_interval: Duration = Field(timedelta(seconds=1), description="the net under a lost notification")
     heartbeat_interval: Duration = Field(
         timedelta(seconds=1), description="longest silence of a replica's lease session"

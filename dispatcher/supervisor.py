@@ -3,14 +3,15 @@
     daemon ──control──▶ supervisor ──fork──▶ program ──▶ its descendants
            ◀──status───
 
-The control pipe first carries the order (program, arguments, folder, environment); then `T` asks to end the
-program gracefully, and its closing, which the kernel does when the daemon dies in whatever way, demands to
-end it at once. On the status pipe go `P pid`, `E step errno` where the program could not be started, and
-`X status` when it has ended.
+The control pipe first carries the order (program, arguments, folder, environment). Then `T` asks to end the program
+gracefully; `A` and a number let it live for so many microseconds more, until the next `A`; and the pipe's closing,
+which the kernel does when the daemon dies in whatever way, demands to end it at once. On the status pipe go `P pid`,
+`E step errno` where the program could not be started, and `X status` when it has ended.
 
 - It ends only when every descendant is gone, so that a lock on an inherited file descriptor proves their end.
 - Descendants that left the program's process group, or were orphaned, come back to it, their reaper (Linux).
-- Should it be killed itself, the kernel kills the program, whose parent it is.
+- Should it be killed itself, the kernel kills the program, whose parent it is. So does a kernel timer, after `A`: a
+  supervisor that was stopped past its time does not run another line.
 
 Each program pays for its start, so little is imported: signal, contextlib and pathlib would double the time.
 """
@@ -33,6 +34,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RECHECK_S = 0.05  # between two rounds of killing; a child forked during one round is found in the next
+ALARM_AHEAD_S = 0.1  # all descendants are killed so long before the kernel's timer would end this process alone
 RECHECK_MAX_S = 1.0  # what cannot be killed (another user's, or stuck in the kernel) is waited for calmly
 
 
@@ -142,6 +144,7 @@ class _Watch:
         self._kill_after_s = kill_after_s
         self._daemon = daemon
         self._kill_at: float | None = None
+        self._live_until: float | None = None
         self._recheck_s = RECHECK_S
 
     def run(self) -> None:
@@ -179,21 +182,34 @@ class _Watch:
 
     def _read_control(self) -> bool:
         """True when the daemon has closed its end."""
-        if not os.read(self._control, 1):
+        word = os.read(self._control, 1)
+        if not word:
             self._kill_at = 0.0
             return True
+        if word == b"A":
+            self._arm(int.from_bytes(os.read(self._control, 8), "big") / 1e6)
+            return False
         if self._kill_at is None:
             self._kill_at = time.monotonic() + self._kill_after_s
             self._signal_all(signal.SIGTERM)
             self._signal_all(signal.SIGCONT)  # a stopped process would not notice
         return False
 
+    def _arm(self, seconds: float) -> None:
+        self._live_until = time.monotonic() + seconds - ALARM_AHEAD_S
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
     def _timeout_ms(self) -> float | None:
-        if self._kill_at is None:
-            return None
-        return max(self._kill_at - time.monotonic(), self._recheck_s) * 1000
+        now, waits = time.monotonic(), []
+        if self._kill_at is not None:
+            waits.append(max(self._kill_at - now, self._recheck_s))
+        elif self._live_until is not None:
+            waits.append(max(self._live_until - now, 0.0))
+        return min(waits) * 1000 if waits else None
 
     def _kill_if_due(self) -> None:
+        if self._live_until is not None and time.monotonic() >= self._live_until:
+            self._kill_at, self._live_until = 0.0, None
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._signal_all(signal.SIGKILL)
             self._recheck_s = min(self._recheck_s * 1.5, RECHECK_MAX_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -140,9 +141,11 @@ def list_controls(conn: Connection) -> list[Control]:
     return [Control._make(row) for row in conn.execute(statement("list_controls"))]
 
 
-def note_bounds(conn: Connection, *, lease: int, replica: int, max_running: int | None, threads: int) -> None:
-    """Shows what this leader goes by."""
-    params = {"lease": lease, "replica": replica, "max_running": max_running, "threads": threads}
+def note_bounds(
+    conn: Connection, *, lease: int, replica: int, max_running: int | None, sizes: Mapping[str, int]
+) -> None:
+    """Shows what this leader goes by: `sizes` are those of its pools."""
+    params = {"lease": lease, "replica": replica, "max_running": max_running, "sizes": json.dumps(sizes)}
     conn.execute(statement("note_bounds"), params)
 
 

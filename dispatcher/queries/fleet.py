@@ -38,6 +38,8 @@ class TypeInfo:
     paused_by: str | None
     tenant_limits: dict[str, int]
     """Of single tenants."""
+    pool: str
+    """Where its jobs run: thread, async, process or dask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def list_types() -> Operation[list[TypeInfo]]:
     """All types, by name."""
     rows = yield Query("list_types", reads=True)
     return [
-        TypeInfo(*row[:2], timedelta(seconds=row[2]), *row[3:-1], row[-1] or {})  # type: ignore[call-arg] # as selected
+        TypeInfo(*row[:2], timedelta(seconds=row[2]), *row[3:-2], row[-2] or {}, row[-1])  # type: ignore[call-arg] # as selected
         for row in rows
     ]
 

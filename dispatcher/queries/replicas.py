@@ -33,11 +33,15 @@ class Replica:
     process: Process
     version: str
     types: tuple[str, ...]
+    remote_types: frozenset[str]
+    """Those of its types whose jobs may run on when its process is dead."""
     started_at: datetime | None
     present: bool
 
 
-def register_replica(conn: Connection, *, lease: int, process: Process, version: str, types: list[str]) -> int:
+def register_replica(
+    conn: Connection, *, lease: int, process: Process, version: str, types: list[str], remote_types: list[str]
+) -> int:
     """A new replica's id."""
     row = conn.execute(
         statement("register_replica"),
@@ -51,6 +55,7 @@ def register_replica(conn: Connection, *, lease: int, process: Process, version:
             "lock_file": process.lock_file,
             "version": version,
             "types": types,
+            "remote_types": remote_types,
         },
     ).fetchone()
     assert row is not None
@@ -76,13 +81,10 @@ def end_own_session(conn: Connection, replica: int) -> None:
 
 def list_replicas(conn: Connection, lease: int) -> list[Replica]:
     """All replicas of the lease, and owners of claims that have no row."""
+    rows = conn.execute(statement("list_replicas"), {"lease": lease})
     return [
-        Replica(
-            id, incarnation, Process(host, pid, boot, ns, start, lock_file), version, tuple(types), started, present
-        )
-        for id, incarnation, host, pid, boot, ns, start, lock_file, version, types, started, present in conn.execute(
-            statement("list_replicas"), {"lease": lease}
-        )
+        Replica(id, incarnation, Process(*process), version, tuple(types), frozenset(remote), started, present)
+        for id, incarnation, *process, version, types, remote, started, present in rows
     ]
 
 
@@ -108,6 +110,7 @@ def publish_types(
             "max_attempts": [spec.retry.max_attempts for spec in specs],
             "schemas": [None if (schema := spec.schema()) is None else json.dumps(schema) for spec in specs],
             "descriptions": [spec.description for spec in specs],
+            "pools": [spec.pool for spec in specs],
             "max_payload_bytes": max_payload_bytes,
         },
     )

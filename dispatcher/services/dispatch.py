@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 import psycopg
 
@@ -22,6 +21,7 @@ from dispatcher.executor import Registry
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.lanes import Lanes
 from dispatcher.metrics import Metrics
+from dispatcher.pool import Pool, Pools
 from dispatcher.queries import claims, lease
 from dispatcher.queries.claims import Claimed, Take
 from dispatcher.rules import TypeTenant
@@ -42,31 +42,6 @@ CAREFUL_S = 1.0  # then it looks for them for so long, since each one met costs 
 THROTTLE_S = 1.0  # how often people are shown what a rate holds back
 
 
-class Pool(Protocol):
-    """What the dispatch needs of the place where jobs run."""
-
-    threads: int
-
-    @property
-    def waiting(self) -> int:
-        """Jobs that no thread has taken yet."""
-
-    def rate(self) -> float:
-        """Jobs ended a second, of late."""
-
-    def nudge(self) -> None:
-        """Sees to it that jobs which wait are taken by a thread, if one is free."""
-
-    def stalled(self) -> bool:
-        """True if jobs wait and none has been started for a while."""
-
-    def submit(self, executions: list[Execution]) -> None:
-        """Takes jobs to run."""
-
-    def take_waiting(self) -> list[Execution]:
-        """Takes back all jobs that no thread has taken yet."""
-
-
 class Dispatch:
     """Claims for `replica`, in the term and on the session it is given. `changed` is told which jobs were claimed, and
     must not raise: they run.
@@ -79,7 +54,7 @@ class Dispatch:
         lease_number: int,
         registry: Registry,
         inflight: InFlight,
-        pool: Pool,
+        pools: Pools,
         before_run: Callable[[], None],
         metrics: Metrics,
         changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
@@ -90,7 +65,7 @@ class Dispatch:
         self._lease_number = lease_number
         self._registry = registry
         self._inflight = inflight
-        self._pool = pool
+        self._pools = pools
         self._before_run = before_run
         self._metrics = metrics
         self._changed = changed
@@ -186,25 +161,15 @@ class Dispatch:
             self._read_controls(conn)
         if self._capacity.shared and now >= self._recount_due:
             self._count_elsewhere(conn)
-        room = self.room()
-        if room <= 0:
+        if self.room() <= 0:
             if not self._bounds_noted:  # these bounds may be why
                 self._note_bounds(conn)
             return 0
         self.looked_everywhere = self._lanes.due() and not supposed
         if self.looked_everywhere:
             self._lanes.read(conn)
-        # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
-        room = min(room, MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
-        claimed = 0
-        while takes := self._lanes.takes(conn, room=room, threads=self._free_threads()):
-            if claimed := self._claim(conn, takes):
-                if self.busy and claimed < room and self._lanes.empty:
-                    self.gather_s = min(GATHER_S, GATHER * (self._clock() - now))
-                break
-            if self._clock() - now > MAX_STEP_S:  # the next round goes on with the lanes that are left
-                self.looked_everywhere, self._cut_short = False, True
-                break
+        self._lanes.begin_round()
+        claimed = sum(self._claim_for(pool, conn, now) for pool in self._pools)
         if not self._bounds_noted:  # for people, hence not before a term's first claim
             self._note_bounds(conn)
         if self._lanes.held and now >= self._throttle_due:
@@ -229,50 +194,27 @@ class Dispatch:
         return wait
 
     def room(self) -> int:
-        """How many jobs may be claimed now: as many as threads are free, and some ahead where the pool is quick."""
-        waiting, ahead = self._pool.waiting, min(MAX_AHEAD, int(self._pool.rate() * AHEAD_S))
-        if waiting * 2 > ahead and waiting > 0:
-            return 0  # half a queue is left: a larger claim later is cheaper than a small one now
-        room = min(
-            self._pool.threads - len(self._inflight.executing) + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight)
-        )
-        return min(room, self._capacity.left())
+        """How many jobs may be claimed now for the pool that has the most places."""
+        return max(self._room_in(pool) for pool in self._pools)
 
     def rest(self, timeout_s: float) -> None:
         """Waits until woken; sees to it meanwhile that what waits in the pool is taken by a thread, if one is free."""
         until = self._clock() + timeout_s
-        while self._pool.waiting and (left := until - self._clock()) > 0:
+        while self._pools.waiting and (left := until - self._clock()) > 0:
             if self.woken.wait(min(left, NUDGE_EVERY_S)):
                 return
-            self._pool.nudge()
+            self._pools.nudge()
         self.woken.wait(max(0.0, until - self._clock()))
 
     def return_stalled(self, conn: Connection) -> None:
-        """Gives back what was claimed ahead and finds no thread: the pool has become slow."""
-        if self._pool.stalled():
-            self.return_waiting(conn)
+        """Gives back what was claimed ahead and is not started: its pool has become slow."""
+        if stalled := [pool for pool in self._pools if pool.stalled()]:
+            self._give_back(conn, [execution for pool in stalled for execution in pool.take_waiting()])
             self._lanes.read_again()
 
     def return_waiting(self, conn: Connection) -> int:
-        """Gives back what no thread has taken yet; how many jobs."""
-        waiting = self._pool.take_waiting()
-        if not waiting:
-            return 0
-        try:
-            given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
-        except psycopg.errors.LockNotAvailable:  # somebody's lock on the whole table: nothing was done
-            self._pool.submit(waiting)
-            raise
-        except psycopg.Error:
-            # They may have been given back, so they must not run here; if not, the next session finds rows that nobody
-            # here runs, and gives those back.
-            self._inflight.remove(waiting, doubted=True)
-            raise
-        self._pool.submit([execution for execution in waiting if execution.key not in given_back])  # locked by somebody
-        gone = [execution for execution in waiting if execution.key in given_back]
-        self._inflight.remove(gone)
-        self._capacity.not_started(Counter(execution.claimed.type for execution in gone), self._clock())
-        return len(given_back)
+        """Gives back what no pool has started yet; how many jobs."""
+        return self._give_back(conn, self._pools.take_waiting())
 
     def fall_asleep(self, conn: Connection) -> bool:
         """True where the leader may wait for a notification, after it has looked once more."""
@@ -302,8 +244,51 @@ class Dispatch:
         if not self._cut_short:
             self._lanes.read_again()
 
-    def _free_threads(self) -> int:
-        return self._pool.threads - len(self._inflight.executing) - self._pool.waiting
+    def _room_in(self, pool: Pool) -> int:
+        """As many as there are places free, and some ahead where the pool is quick."""
+        waiting, ahead = pool.waiting, min(MAX_AHEAD, int(pool.rate() * AHEAD_S))
+        if waiting * 2 > ahead and waiting > 0:
+            return 0  # half a queue is left: a larger claim later is cheaper than a small one now
+        room = min(pool.size - pool.executing + ahead - waiting, MAX_IN_FLIGHT - len(self._inflight))
+        return min(room, self._capacity.left())
+
+    def _claim_for(self, pool: Pool, conn: Connection, began: float) -> int:
+        """Claims for one pool, in a round that began at that time."""
+        room = min(self._room_in(pool), MAX_CLAIM, max(1, int(MAX_CLAIM_CHARS / self._typical_chars)))
+        if room <= 0:
+            return 0
+        types, free = self._pools.types(pool), pool.size - pool.executing - pool.waiting
+        # A lane whose share is locked by somebody gives nothing and is left out then: the others must not wait for it.
+        while takes := self._lanes.takes(conn, types=types, room=room, places=free):
+            if claimed := self._claim(conn, takes):
+                if self.busy and claimed < room and self._lanes.empty:
+                    self.gather_s = min(GATHER_S, GATHER * (self._clock() - began))
+                return claimed
+            if self._clock() - began > MAX_STEP_S:  # the next round goes on with the lanes that are left
+                self.looked_everywhere, self._cut_short = False, True
+                break
+        return 0
+
+    def _give_back(self, conn: Connection, waiting: list[Execution]) -> int:
+        if not waiting:
+            return 0
+        try:
+            given_back = claims.release_jobs(conn, self._replica, [execution.key for execution in waiting])
+        except psycopg.errors.LockNotAvailable:  # somebody's lock on the whole table: nothing was done
+            self._pools.submit(waiting)
+            raise
+        except psycopg.Error:
+            # They may have been given back, so they must not run here; if not, the next session finds rows that nobody
+            # here runs, and gives those back.
+            self._inflight.remove(waiting, doubted=True)
+            raise
+        self._pools.submit(
+            [execution for execution in waiting if execution.key not in given_back]
+        )  # locked by somebody
+        gone = [execution for execution in waiting if execution.key in given_back]
+        self._inflight.remove(gone)
+        self._capacity.not_started(Counter(execution.claimed.type for execution in gone), self._clock())
+        return len(given_back)
 
     def _count_elsewhere(self, conn: Connection) -> None:
         self._recount_due = self._clock() + RECOUNT_S  # before: what is heard meanwhile must not be overwritten
@@ -330,7 +315,7 @@ class Dispatch:
             lease=self._lease_number,
             replica=self._replica,
             max_running=self._capacity.overall,
-            threads=self._pool.threads,
+            sizes={pool.name: pool.size for pool in self._pools},
         )
 
     def _show_rules(self) -> None:
@@ -376,4 +361,4 @@ class Dispatch:
         executions = [Execution(row, specs[row.type], claimed_at) for row in rows]  # only registered types are claimed
         self._inflight.add(executions)
         self._before_run()  # the fence is armed before the first of them starts
-        self._pool.submit(executions)
+        self._pools.submit(executions)

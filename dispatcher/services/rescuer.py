@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import psycopg
 
@@ -107,8 +107,12 @@ class Rescuer:
             if incarnation != replica.incarnation:  # it came back and went again between two looks
                 since = answered
             absent[replica.id] = (replica.incarnation, since)
-            if self._leading() and (reason := self._gone(replica, now - since)) and self._rescue(conn, replica, reason):
-                del absent[replica.id]
+            absent_s = now - since
+            if self._leading() and (reason := self._gone(replica, absent_s)):
+                # What ran outside of that process may run on: its own fence ends it, as if nothing was proven.
+                spared = replica.remote_types if absent_s < self._orphan_after_s else frozenset[str]()
+                if self._rescue(conn, replica, reason, spared):
+                    del absent[replica.id]
         self._absent = absent
         if self._leading() and now >= self._overdue_at:
             self._overdue_at = now + self._every_s
@@ -129,12 +133,12 @@ class Rescuer:
         # It should have ended itself by now; on this host we can see to it, and see it gone before its jobs are taken.
         return None if identity.kill(replica.process) else "vanished"
 
-    def _rescue(self, conn: Connection, replica: Replica, reason: str) -> bool:
-        """Writes each orphan's outcome; True once the replica has none left and is removed."""
+    def _rescue(self, conn: Connection, replica: Replica, reason: str, spared: Collection[str]) -> bool:
+        """Writes the outcome of each orphan, but of spared types; True once it has none left and is removed."""
         with conn.transaction():
             if not upkeep.guard_rescue(conn, replica.id, replica.incarnation):
                 return False
-            orphans = upkeep.list_orphans(conn, replica.id)
+            orphans = [orphan for orphan in upkeep.list_orphans(conn, replica.id) if orphan.job.type not in spared]
             decided = [self._decide(orphan) for orphan in orphans]
             final = [outcome for outcome in decided if outcome.state in FINAL]
             back = [outcome for outcome in decided if outcome.state not in FINAL]
@@ -156,7 +160,8 @@ class Rescuer:
         )
         if removed:
             identity.forget(replica.process)
-        self._rescued()
+        if orphans or removed:
+            self._rescued()
         return removed
 
     def _decide(self, orphan: upkeep.Orphan) -> Outcome:

@@ -30,7 +30,7 @@ class Timekeeper:
         *,
         inflight: InFlight,
         metrics: Metrics,
-        stack_of: Callable[[int], str | None],
+        stack_of: Callable[[Execution], str | None],
         note_timed_out: Callable[[tuple[int, int]], None],
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -46,7 +46,7 @@ class Timekeeper:
     def step(self) -> None:
         """One look, and the pause after it."""
         self.look()
-        self._stop.wait(LOOK_EVERY_S if self._inflight.executing else 2 * LOOK_EVERY_S)
+        self._stop.wait(LOOK_EVERY_S if self._inflight.any_executing else 2 * LOOK_EVERY_S)
 
     def close(self) -> None:
         """Nothing to close: it has no session."""
@@ -54,7 +54,7 @@ class Timekeeper:
     def look(self) -> None:
         """Asks jobs whose time is over to stop, and shows those that do not heed."""
         now, stuck, late = self._clock(), 0, {}
-        for execution in list(self._inflight.executing.values()):
+        for execution in self._inflight.executing:
             ctx = execution.ctx
             if ctx is None or ctx.deadline is None or now < ctx.deadline:
                 continue
@@ -71,7 +71,7 @@ class Timekeeper:
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Asks everything that executes to stop."""
-        for execution in list(self._inflight.executing.values()):
+        for execution in self._inflight.executing:
             if execution.ctx is not None:
                 execution.ctx.cancel(reason)
 
@@ -83,7 +83,7 @@ class Timekeeper:
                 execution.ctx.cancel(CancelReason.REQUESTED)
 
     def _time_out(self, execution: Execution) -> None:
-        execution.stack = self._stack_of(execution.thread)
+        execution.stack = self._stack_of(execution)
         assert execution.ctx is not None
         log.info(
             "a job outlived its timeout", extra={"job_id": execution.claimed.id, "job_type": execution.claimed.type}

@@ -19,8 +19,9 @@ from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason, Job, State
 from dispatcher.options import encode_payload
 from dispatcher.outcome import Outcome, encode
+from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.thread import ThreadPool
 from dispatcher.queries.claims import Claimed
-from dispatcher.services.pool import ThreadPool
 from dispatcher.testing.fake import Enqueued, FakeRuntime
 
 
@@ -117,10 +118,8 @@ def run_here(execution: Execution, runtime: FakeRuntime) -> None:
     pool = ThreadPool(
         threads=1,
         inflight=InFlight(),
-        runtime=runtime,
-        job_timeout_s=threading.TIMEOUT_MAX,
+        attempts=Attempts(runtime=runtime, job_timeout_s=threading.TIMEOUT_MAX, chance=lambda: 0.5),
         ended=lambda _execution: None,
-        chance=lambda: 0.5,
     )
     pool.run(execution)
 

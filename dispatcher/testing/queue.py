@@ -15,12 +15,13 @@ from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import JobInfo
 from dispatcher.metrics import Metrics
 from dispatcher.options import Options
+from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.thread import ThreadPool
 from dispatcher.queries import claims, replicas, upkeep
 from dispatcher.queries.claims import Take
 from dispatcher.runtime import JobRuntime
 from dispatcher.services.completer import Completer
 from dispatcher.services.linker import Linker
-from dispatcher.services.pool import ThreadPool
 from dispatcher.sql import statement
 from dispatcher.store import open_store
 from dispatcher.tally import Tally
@@ -82,10 +83,8 @@ class Queue:
         self._pool = ThreadPool(
             threads=1,
             inflight=self._inflight,
-            runtime=runtime,
-            job_timeout_s=job_timeout_s,
+            attempts=Attempts(runtime=runtime, job_timeout_s=job_timeout_s, chance=lambda: 0.5),
             ended=self._completer.put,
-            chance=lambda: 0.5,
         )
         replicas.publish_types(
             self._conn, self.registry, limits={}, timeout_s=job_timeout_s, max_payload_bytes=1024 * 1024

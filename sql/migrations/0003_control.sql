@@ -4,6 +4,10 @@
 alter table dispatcher.type add column tenant_max_running integer;
 alter table dispatcher.type add column rate double precision;   -- starts a second
 alter table dispatcher.type add column burst integer;
+alter table dispatcher.type add column pool text not null default 'thread';   -- where its jobs run
+
+-- Types whose jobs may run on elsewhere when the replica's process is dead.
+alter table dispatcher.replica add column remote_types text[] not null default '{}';
 
 -- What an operator said; null: as the code says.
 create table dispatcher.control (
@@ -28,7 +32,7 @@ create table dispatcher.throttle (
 
 -- What explains why a job waits: the leader's own bounds, and when it was last seen at work.
 alter table dispatcher.lease add column max_running integer;    -- over all types; null: no limit
-alter table dispatcher.lease add column threads integer;
+alter table dispatcher.lease add column pools jsonb not null default '{}';   -- how many run at once in each of the leader's pools
 alter table dispatcher.lease add column seen_at timestamptz;
 
 -- What holds for each type, and from where: what an operator said goes before the code (and the settings of the replicas).
@@ -44,7 +48,8 @@ select t.name,
        case when coalesce(c.rate, t.rate) is not null
             then coalesce(c.burst, t.burst, greatest(1, ceil(coalesce(c.rate, t.rate)))::integer) end as burst,
        case when coalesce(c.rate, t.rate) is null then null when c.burst is not null then 'database' else 'code' end as burst_from,
-       c.paused_at, c.paused_by, t.timeout_s, t.max_attempts, t.max_payload_bytes, t.payload_schema, t.description, t.published_at
+       c.paused_at, c.paused_by, t.timeout_s, t.max_attempts, t.max_payload_bytes, t.payload_schema, t.description, t.published_at,
+       t.pool
 from dispatcher.type t left join dispatcher.control c on c.type = t.name and c.tenant = '';
 
 create function dispatcher.check_type(name text) returns void

@@ -124,16 +124,17 @@ begin
     select t.paused_at, t.paused_by, t.max_running as most, t.max_running_from as most_by,
            case when explain_limits.tenant <> '' then coalesce(own.max_running, t.tenant_max_running) end as tenant_most,
            case when own.max_running is null then t.tenant_max_running_from else 'database' end as tenant_by,
-           t.rate, t.rate_from as rate_by, h.held_until
+           t.rate, t.rate_from as rate_by, h.held_until, coalesce(t.pool, 'thread') as pool
     into rule
     from (values (1)) one (row)
     left join dispatcher.types t on t.name = explain_limits.type
     left join dispatcher.control own on own.type = explain_limits.type and own.tenant = explain_limits.tenant and own.tenant <> ''
     left join dispatcher.throttle h on h.type = explain_limits.type;
-    select l.name, l.max_running as most, l.threads into bound from dispatcher.lease l where l.number = explain_limits.lease;
+    select l.name, l.max_running as most, (l.pools->>rule.pool)::integer as places into bound from dispatcher.lease l where l.number = explain_limits.lease;
 
     -- The lists of what was claimed lead to all that runs: there is no index on it.
-    select count(*) as all_types, count(*) filter (where j.owner = explain_limits.leader) as on_leader,
+    select count(*) as all_types,
+           count(*) filter (where j.owner = explain_limits.leader and coalesce(t.pool, 'thread') = rule.pool) as in_pool,
            count(*) filter (where j.type = explain_limits.type) as of_type,
            (array_agg(j.id order by j.id) filter (where j.type = explain_limits.type))[1:20] as type_ids,
            count(*) filter (where j.type = explain_limits.type and j.tenant = explain_limits.tenant) as of_tenant,
@@ -142,6 +143,7 @@ begin
     into busy
     from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)) named
     join dispatcher.job j on j.id = named.id
+    left join dispatcher.type t on t.name = j.type
     where j.state = 'running';
 
     if rule.paused_at is not null then
@@ -176,10 +178,13 @@ begin
             format('the limit over all types is reached: %s of %s run', busy.all_types, bound.most),
             jsonb_build_object('limit', bound.most, 'running', busy.all_types, 'lease', bound.name));
     end if;
-    if busy.on_leader >= bound.threads then
-        reasons := reasons || dispatcher.reason('threads',
-            format('all %s threads of the leader, replica %s, are busy', bound.threads, leader),
-            jsonb_build_object('threads', bound.threads, 'running', busy.on_leader, 'leader', leader));
+    if busy.in_pool >= bound.places then
+        reasons := reasons || case when rule.pool = 'thread' then dispatcher.reason('threads',
+            format('all %s threads of the leader, replica %s, are busy', bound.places, leader),
+            jsonb_build_object('threads', bound.places, 'running', busy.in_pool, 'leader', leader))
+        else dispatcher.reason('pool',
+            format('all %s places in the pool %L of the leader, replica %s, are taken', bound.places, rule.pool, leader),
+            jsonb_build_object('pool', rule.pool, 'places', bound.places, 'running', busy.in_pool, 'leader', leader)) end;
     end if;
     return reasons;
 end $$;

@@ -5,11 +5,11 @@ with present as (
     where l.locktype = 'advisory' and l.classid = dispatcher.liveness_lock()::oid and l.objsubid = 2 and l.granted
       and l.database = (select d.oid from pg_database d where d.datname = current_database())
 )
-select r.id, r.incarnation, r.host, r.pid, r.boot_id, r.pid_namespace, r.process_start, r.lock_file, r.version, r.types,
+select r.id, r.incarnation, r.host, r.pid, r.boot_id, r.pid_namespace, r.process_start, r.lock_file, r.version, r.types, r.remote_types,
        r.started_at, exists (select from present p where p.id = r.id and p.pid = r.backend_pid) as present
 from dispatcher.replica r where r.lease = %(lease)s
 union all
-select distinct c.owner, 0, '', 0, null, null, null, null, '', '{}'::text[], null::timestamptz,
+select distinct c.owner, 0, '', 0, null, null, null, null, '', '{}'::text[], '{}'::text[], null::timestamptz,
        exists (select from present p where p.id = c.owner)
 from dispatcher.claim c where not exists (select from dispatcher.replica r where r.id = c.owner)
 order by 1

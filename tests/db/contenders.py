@@ -34,7 +34,7 @@ class Clock:
 
 def register(conn: Connection, *, lease: int = 1, process: Process = NOWHERE) -> int:
     """A new replica's row."""
-    return replicas.register_replica(conn, lease=lease, process=process, version="test", types=[])
+    return replicas.register_replica(conn, lease=lease, process=process, version="test", types=[], remote_types=[])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dispatcher.db import Connection
 from dispatcher.executor import Executor, Registry
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.metrics import Metrics
+from dispatcher.pool import Pools
 from dispatcher.services.dispatch import Dispatch
 from tests.db.running import OWNER, TERM, nothing
 
@@ -19,10 +20,27 @@ LIMITED = Executor("limited", nothing, "tests.limited", limit=3)
 class Collector:
     """Where claimed jobs go."""
 
-    def __init__(self, threads: int = 100) -> None:
-        self.threads = threads
+    remote = False
+
+    def __init__(self, inflight: InFlight, size: int = 100, name: str = "thread") -> None:
+        self.name = name
+        self.size = size
         self.taken: list[Execution] = []
         self.waiting = 0
+        self._executing = inflight.executing_in(name)
+
+    @property
+    def executing(self) -> int:
+        return len(self._executing)
+
+    def stack(self, execution: Execution) -> str | None:
+        return None
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
     def rate(self) -> float:
         return 0.0
@@ -54,16 +72,18 @@ class Leading:
         changed: Callable[[Connection, Iterable[int]], None] = lambda _conn, _ids: None,
     ) -> None:
         self.conn = conn
-        self.pool = Collector(threads)
         self.inflight = InFlight()
+        self.pool = Collector(self.inflight, threads)
+        registry = Registry(executors)
+        self.pools = Pools([self.pool], registry)
         self.now = 1000.0
         self.metrics = Metrics()
         self.dispatch = Dispatch(
             replica=owner,
             lease_number=1,
-            registry=Registry(executors),
+            registry=registry,
             inflight=self.inflight,
-            pool=self.pool,
+            pools=self.pools,
             before_run=lambda: None,
             metrics=self.metrics,
             changed=changed,
@@ -78,7 +98,7 @@ class Leading:
         claimed = self.dispatch.step(self.conn)
         taken = self.pool.taken[before:]
         assert len(taken) == claimed
-        self.inflight.executing.update((each.key, each) for each in taken)
+        self.inflight.executing_in("thread").update((each.key, each) for each in taken)
         return [each.claimed.id for each in taken]
 
     def rounds(self) -> list[int]:
@@ -101,4 +121,4 @@ class Leading:
         gone = [taken for taken in self.pool.taken if taken.claimed.id in ids]
         self.inflight.remove(gone)
         for taken in gone:
-            self.inflight.executing.pop(taken.key, None)
+            self.inflight.executing_in("thread").pop(taken.key, None)

@@ -7,39 +7,21 @@ from dispatcher.db import Connection
 from dispatcher.executor import Executor, Registry
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.metrics import Metrics
+from dispatcher.pool import Backlog, Pools
 from dispatcher.queries import claims
 from dispatcher.queries.claims import Lane, Take
 from dispatcher.services.dispatch import Dispatch
 from tests.db.contenders import register
 
 
-class Shelf:
+class Shelf(Backlog):
     """A pool that runs nothing."""
-
-    threads = 1
-
-    def __init__(self) -> None:
-        self.on_it: list[Execution] = []
-
-    @property
-    def waiting(self) -> int:
-        return len(self.on_it)
-
-    def rate(self) -> float:
-        return 0.0
 
     def nudge(self) -> None:
         """Nothing to wake."""
 
-    def stalled(self) -> bool:
-        return True
-
     def submit(self, executions: list[Execution]) -> None:
-        self.on_it += executions
-
-    def take_waiting(self) -> list[Execution]:
-        taken, self.on_it = self.on_it, []
-        return taken
+        self._waiting.extend(executions)
 
 
 SPEC = Executor("import", lambda job, ctx: None, "tests")
@@ -54,13 +36,14 @@ def test_jobs_whose_return_was_not_answered_are_not_run_here(conn: Connection, m
         "insert into dispatcher.type (name, timeout_s, max_attempts, max_payload_bytes) values ('import', 60, 5, 1000)"
     )
     conn.execute("select dispatcher.enqueue('import') from generate_series(1, 3)")
-    replica, pool, inflight = register(conn), Shelf(), InFlight()
+    replica, inflight, registry = register(conn), InFlight(), Registry([SPEC])
+    pool = Shelf(name="thread", size=4, inflight=inflight, ended=lambda _execution: None)
     dispatch = Dispatch(
         replica=replica,
         lease_number=1,
-        registry=Registry([SPEC]),
+        registry=registry,
         inflight=inflight,
-        pool=pool,
+        pools=Pools([pool], registry),
         before_run=lambda: None,
         metrics=Metrics(),
     )

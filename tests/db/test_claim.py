@@ -47,7 +47,7 @@ def leading(lease: Connection) -> Leading:
 
 
 def test_priority_then_age(conn: Connection, leading: Leading) -> None:
-    leading.pool.threads = 1
+    leading.pool.size = 1
     last, first, second = enqueue(conn, "a", priority=5), enqueue(conn, "a", priority=-5), enqueue(conn, "a")
     third = enqueue(conn, "a")
     order = []
@@ -59,7 +59,7 @@ def test_priority_then_age(conn: Connection, leading: Leading) -> None:
 
 
 def test_priority_goes_over_the_border_of_lanes(conn: Connection, leading: Leading) -> None:
-    leading.pool.threads = 2
+    leading.pool.size = 2
     for _ in range(5):
         enqueue(conn, "a", tenant="x", priority=5)
     urgent = [enqueue(conn, "b", tenant="y", priority=1), enqueue(conn, "a", tenant="z", priority=2)]
@@ -69,7 +69,7 @@ def test_priority_goes_over_the_border_of_lanes(conn: Connection, leading: Leadi
 def test_tenants_take_turns(conn: Connection, leading: Leading) -> None:
     big = [enqueue(conn, "a", tenant="big") for _ in range(20)]
     small = [enqueue(conn, "a", tenant="small") for _ in range(3)]
-    leading.pool.threads = 6
+    leading.pool.size = 6
     assert sorted(leading.rounds()) == sorted(big[:3] + small)
 
 
@@ -107,7 +107,7 @@ def test_locked_front_of_one_lane_does_not_starve_the_others(dsn: str, conn: Con
     """One free thread, and the best job of all is locked by somebody: the others must run meanwhile."""
     locked = enqueue(conn, "a", priority=-10)
     ids = [enqueue(conn, "b") for _ in range(3)]
-    leading.pool.threads = 1
+    leading.pool.size = 1
     with open_transaction(dsn, f"select from dispatcher.job where id = {locked} for update"):
         for id in ids:
             assert leading.rounds() == [id]
@@ -133,7 +133,7 @@ def test_foreign_key_s_lock_hides_nothing(dsn: str, conn: Connection, leading: L
 
 def burst(conn: Connection, leading: Leading) -> list[int]:
     """Claims two of four, so that the lane's cursor stands behind the second."""
-    leading.pool.threads = 2
+    leading.pool.size = 2
     ids = [enqueue(conn, "a") for _ in range(4)]
     assert leading.round() == ids[:2]
     leading.end(ids[:2])
@@ -160,7 +160,7 @@ def test_cursor_hides_nothing_for_longer_than_its_bound(dsn: str, conn: Connecti
             case _:
                 hidden = retried
                 assert value(conn, "select dispatcher.retry(%s)", hidden) == "pending"
-    leading.pool.threads = 1
+    leading.pool.size = 1
     assert leading.round() == [ids[2]]  # within the burst the cursor may pass it by
     leading.end([ids[2]])
     leading.now += lanes_module.READ_AGAIN_S * 1.01  # here no time passes by itself, so a read takes none
@@ -170,7 +170,7 @@ def test_cursor_hides_nothing_for_longer_than_its_bound(dsn: str, conn: Connecti
 def test_lane_with_nothing_behind_its_cursor_is_read_anew_before_rest(conn: Connection, leading: Leading) -> None:
     burst(conn, leading)
     leading.end(leading.round())
-    leading.pool.threads = 2
+    leading.pool.size = 2
     hidden = enqueue(conn, "a", priority=-7)
     assert leading.rounds() == [hidden]
 
@@ -179,7 +179,7 @@ def test_next_term_begins_without_cursors(conn: Connection, leading: Leading) ->
     ids = burst(conn, leading)
     hidden = enqueue(conn, "a", priority=-1)
     leading.dispatch.begin(leading.conn, TERM + 1)
-    leading.pool.threads = 3
+    leading.pool.size = 3
     assert sorted(leading.round()) == sorted([hidden, *ids[2:]])
     terms = [term for (term,) in conn.execute("select term from dispatcher.claim order by id")]
     assert terms == [TERM, TERM + 1]
@@ -230,7 +230,7 @@ def test_hint_is_not_believed_against_the_rules(conn: Connection, leading: Leadi
 
 def test_hint_never_comes_before_what_waited_already(conn: Connection, leading: Leading) -> None:
     """Neither in a term's first round, nor while the leader knows of more than it has threads for."""
-    leading.pool.threads = 1
+    leading.pool.size = 1
     urgent = [enqueue(conn, "a", priority=-1) for _ in range(3)]
     late = enqueue(conn, "b")
     for id in urgent:
@@ -272,7 +272,7 @@ def test_limit_leaves_the_other_types_their_threads(conn: Connection, leading: L
     for _ in range(50):
         enqueue(conn, "limited", priority=-5)
     others = [enqueue(conn, "a", priority=5) for _ in range(50)]
-    leading.pool.threads = 20
+    leading.pool.size = 20
     ids = leading.rounds()
     assert running(conn) == {"limited": 3, "a": 17}
     assert set(ids) & set(others) == set(others[:17])
@@ -516,7 +516,7 @@ def test_row_that_is_locked_costs_a_wait_once_in_a_while(
 
     claim_jobs = claims.claim_jobs
     monkeypatch.setattr(claims, "claim_jobs", noting)
-    leading.pool.threads = 1000
+    leading.pool.size = 1000
     ids = [enqueue(conn, "a") for _ in range(3)]
     with open_transaction(dsn, f"select from dispatcher.job where id = {ids[0]} for update"):
         assert leading.round() == ids[1:]
@@ -568,7 +568,7 @@ def test_in_a_burst_what_comes_one_by_one_is_let_come_together(conn: Connection,
 def test_nothing_is_gathered_while_more_waits_than_there_are_threads(conn: Connection, leading: Leading) -> None:
     clock = itertools.count(1000.0, 0.001)
     leading.dispatch._clock = lambda: next(clock)
-    leading.pool.threads = 2
+    leading.pool.size = 2
     ids = [enqueue(conn, "a") for _ in range(8)]
     for start in range(0, 6, 2):
         assert leading.round() == ids[start : start + 2]

@@ -259,7 +259,7 @@ def test_rate_that_was_changed_holds_nothing_back_any_more(
 
 
 def test_bounds_of_the_leader(dsn: str, conn: Connection, client: Client, leader: Lease, replica: int) -> None:
-    conn.execute("update dispatcher.lease set max_running = 3, threads = 2")
+    conn.execute("update dispatcher.lease set max_running = 3, pools = '{\"thread\": 2}'")
     running(conn, dsn, "quick", 2, owner=replica)
     running(conn, dsn, "limited", 1, owner=replica + 1)  # of a former leader
     overall, threads = client.explain(enqueue(conn)).reasons

@@ -24,8 +24,10 @@ def test_only_a_standby_that_can_run_more_asks_for_the_lease(
     conn: psycopg.Connection, leads: list[str], stands_by: list[str], asks: bool
 ) -> None:
     number = lease.ensure_lease(conn, "default")
-    leader = replicas.register_replica(conn, lease=number, process=NOBODY, version="0", types=leads)
-    standby = replicas.register_replica(conn, lease=number, process=NOBODY, version="0", types=stands_by)
+    leader = replicas.register_replica(conn, lease=number, process=NOBODY, version="0", types=leads, remote_types=[])
+    standby = replicas.register_replica(
+        conn, lease=number, process=NOBODY, version="0", types=stands_by, remote_types=[]
+    )
     conn.execute("update dispatcher.lease set holder = %s", (leader,))
     conn.execute(f"listen dispatcher_replica_{leader}")
     assert lease.ask_for_handover(conn, number, standby) is asks

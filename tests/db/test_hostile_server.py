@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -203,7 +203,7 @@ class Beating:
         self.heart = Heart(
             lease=lease,
             dispatch=self.leading.dispatch,
-            pool=cast(Any, self.leading.pool),
+            pools=self.leading.pools,
             inflight=self.leading.inflight,
             began=self._begin,
             canceled=lambda _ids: None,
@@ -351,7 +351,7 @@ def test_claim_after_large_payloads_stays_within_what_a_claim_may_read(dsn: str,
     with session(dsn) as lease:
         leading = Leading(lease, threads=20)
         leading.round()
-        leading.pool.threads = 1000
+        leading.pool.size = 1000
         assert 0 < len(leading.round()) <= MAX_CLAIM_CHARS // large
 
 

@@ -104,7 +104,7 @@ def test_a_round_among_many_tenants_needs_no_look_at_their_jobs(
 def test_a_large_room_is_shared_in_turns_of_a_few_jobs(conn: Connection, leading: Leading) -> None:
     """A lane in a claim costs as much as a few of its jobs."""
     fill(conn, BY_TURNS)
-    leading.pool.threads = room = 800
+    leading.pool.size = room = 800
     assert Counter(Counter(serve(leading, pause_s=0.0)).values()) == {TURN: room // TURN}
 
 
@@ -259,7 +259,7 @@ def test_round_cut_short_among_locked_lanes_goes_on_behind_them(
     """Rows of very many lanes are locked by somebody: a round ends in time for the heartbeat, and the one job that is
     free must neither wait for a poll nor behind the locked ones for ever."""
     monkeypatch.setattr("dispatcher.services.dispatch.MAX_STEP_S", -1.0)  # every look at locked lanes is one too long
-    leading.pool.threads = 1
+    leading.pool.size = 1
     conn.execute((FILL + ONE_BY_ONE).encode(), (5 * MIN_LANES, 1))
     free = value(conn, "select max(id) from dispatcher.job")
     ids: list[int] = []

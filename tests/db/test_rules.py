@@ -237,11 +237,11 @@ def test_start_that_was_given_back_is_not_waited_for_again(conn: Connection, lea
     leading.now += 3600.0
     [id] = leading.rounds()
     leading.pool.take_waiting = lambda: leading.pool.taken[-1:]  # type: ignore[method-assign] # no thread had taken it
-    leading.inflight.executing.clear()
+    leading.inflight.executing_in("thread").clear()
     control(conn, "b", max_running=5)
     leading.dispatch.heard_control()
     assert leading.rounds() == [id]
-    leading.inflight.executing.clear()
+    leading.inflight.executing_in("thread").clear()
     leading.now += 1800.0
     assert leading.dispatch.return_waiting(leading.conn) == 1
     assert leading.rounds() == [id]
@@ -268,7 +268,9 @@ def test_rate_that_holds_jobs_back_is_shown_while_others_run(conn: Connection, l
     fill(conn, "a", "", 10)
     assert len(leading.round()) == 2
     assert value(conn, "select held_until > now() from dispatcher.throttle where type = 'rated'")
-    assert value(conn, "select threads from dispatcher.lease") is None  # nobody holds the lease here
+    assert (
+        value(conn, "select (pools->>'thread')::integer from dispatcher.lease") is None
+    )  # nobody holds the lease here
 
 
 def test_rate_changed_at_run_time(conn: Connection, leading: Leading) -> None:

@@ -163,7 +163,7 @@ def test_declared_function_stays_a_function() -> None:
         ({"timeout": timedelta(seconds=-1)}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
-        ({"pool": "dask"}, "known pools: thread"),
+        ({"pool": "fibre"}, "known pools: thread"),
     ],
 )
 def test_senseless_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:

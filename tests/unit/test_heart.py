@@ -47,7 +47,7 @@ def heart(lease: SimpleNamespace, pool: SimpleNamespace, inflight: InFlight, mon
     heart = Heart(
         lease=cast(Any, lease),
         dispatch=cast(Any, SimpleNamespace(woken=threading.Event())),
-        pool=cast(Any, pool),
+        pools=cast(Any, pool),
         inflight=inflight,
         began=lambda: None,
         canceled=lambda _ids: None,
@@ -67,7 +67,7 @@ def deadline(heart: Heart) -> float | None:
 
 
 def run_job(inflight: InFlight) -> None:
-    inflight.executing[1, 1] = cast(Any, object())
+    inflight.executing_in("thread")[1, 1] = cast(Any, object())
 
 
 def test_the_fence_is_counted_from_the_last_answer_that_counts(heart: Heart, lease: SimpleNamespace) -> None:
@@ -156,12 +156,12 @@ def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: He
             heart.look_for_cancels()
             return 0
 
-    heart._pool = cast(Any, Hearing())
+    heart._pools = cast(Any, Hearing())
     lease.beat, lease.beat_in, lease.may_claim = lambda: False, lambda: 60.0, lambda: True
     awake: list[bool] = []
     dispatch = vars(heart._dispatch)
     dispatch.update(step=lambda _conn: 0, room=lambda: 1, nap=lambda: None, patience=lambda seconds: seconds)
-    dispatch.update(looked_everywhere=True, awake=False, read_again=lambda: None)
+    dispatch.update(looked_everywhere=True, awake=False, read_again=lambda: None, return_stalled=lambda _conn: None)
     dispatch.update(rest=lambda _seconds: awake.append(heart._dispatch.woken.is_set()))
     heart.step()
     assert awake == [True]

@@ -17,10 +17,11 @@ from dispatcher.context import Context, Interrupted
 from dispatcher.executor import Executor
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason, Job, State
+from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.thread import ThreadPool, stack_of
 from dispatcher.queries.claims import Claimed
 from dispatcher.retry import RetryPolicy
 from dispatcher.runtime import JobRuntime
-from dispatcher.services.pool import ThreadPool, stack_of
 
 Run = Callable[[Job, Context], Any]
 
@@ -38,8 +39,11 @@ class Pool:
         self.pool = ThreadPool(
             threads=threads,
             inflight=self.inflight,
-            runtime=JobRuntime(dsn="", installation=None),  # type: ignore[arg-type]
-            job_timeout_s=job_timeout_s,
+            attempts=Attempts(
+                runtime=JobRuntime(dsn="", installation=None),  # type: ignore[arg-type]
+                job_timeout_s=job_timeout_s,
+                clock=clock,
+            ),
             ended=self._end,
             clock=clock,
         )
@@ -87,11 +91,11 @@ class Pool:
         execution = self.make(run, payload, **options)
         self.submit(execution)
         self.wait(1, 3.0)
-        others = [self.make(lambda job, ctx: "fine") for _ in range(self.pool.threads)]
+        others = [self.make(lambda job, ctx: "fine") for _ in range(self.pool.size)]
         self.submit(*others)
         self.wait(1 + len(others))
         assert {outcome(other).state for other in others} == {State.SUCCEEDED}
-        assert not self.inflight.executing
+        assert not self.inflight.any_executing
         return self.ended[execution.claimed.id]
 
 
@@ -177,7 +181,7 @@ def test_misfit_names_the_field_and_is_not_tried_again(pool: Pool) -> None:
     execution = pool.end(lambda job, ctx: "never", '{"n": "x"}', model=Model)
     assert outcome(execution).state is State.FAILED
     assert "the payload does not fit: n: " in outcome(execution).errors
-    assert pool.inflight.executing == {}
+    assert pool.inflight.executing == []
 
 
 @pytest.mark.parametrize("exc", [RuntimeError("broken validator"), KeyError(1), SystemExit(1)])
@@ -243,13 +247,13 @@ def test_executing_is_what_a_thread_has_not_come_back_from(pool: Pool) -> None:
     execution = pool.make(run)
     pool.submit(execution)
     assert entered.wait(10)
-    assert pool.inflight.executing == {execution.key: execution}
+    assert pool.inflight.executing == [execution]
     assert "leave.wait" in (stack_of(execution.thread) or "")
     assert execution.ctx is not None
     execution.ctx.cancel(CancelReason.SHUTDOWN)
     leave.set()
     pool.wait(1)
-    assert not pool.inflight.executing
+    assert not pool.inflight.any_executing
     assert outcome(execution).state is State.PENDING
 
 
@@ -266,12 +270,12 @@ def test_two_attempts_of_a_job_in_one_process_do_not_disturb_each_other() -> Non
     pool.submit(first)
     assert entered.wait(10)
     pool.pool.run(second)
-    assert pool.inflight.executing == {first.key: first}
+    assert pool.inflight.executing == [first]
     assert pool.ended.pop(7) is second
     leave.set()
     pool.wait(1)
     assert pool.ended[7] is first
-    assert not pool.inflight.executing
+    assert not pool.inflight.any_executing
 
 
 def test_error_after_a_rolled_back_completion_is_the_error_that_counts(pool: Pool) -> None:

@@ -1,0 +1,76 @@
+"""An event loop in a thread of its own, on which jobs are coroutines: for pools that wait rather than work."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from dispatcher.inflight import Execution, InFlight
+from dispatcher.pool import Backlog
+
+
+STOP_S = 1.0
+
+
+class LoopPool(Backlog, ABC):
+    """Runs up to `size` executions at once, each as one coroutine of `_run`, which sets its outcome."""
+
+    def __init__(self, *, name: str, size: int, inflight: InFlight, ended: Callable[[Execution], None]) -> None:
+        super().__init__(name=name, size=size, inflight=inflight, ended=ended)
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them only weakly
+        self._thread = threading.Thread(target=self._serve, name=f"{name}-loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, executions: list[Execution]) -> None:
+        """See Pool."""
+        self._last_start = self._clock()
+        self._waiting.extend(executions)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """See Pool."""
+        self._loop.call_soon_threadsafe(self._fill)
+
+    def stop(self) -> None:
+        """See Pool."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_S)
+
+    @abstractmethod
+    async def _run(self, execution: Execution) -> None:
+        """Runs one to its end and sets its outcome. Must not raise."""
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:  # one that does not heed is left behind
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_S / 2))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _fill(self) -> None:
+        while self.executing < self.size:
+            try:
+                execution = self._waiting.popleft()
+            except IndexError:
+                return
+            execution.thread = self._thread.ident or 0
+            self._begin(execution)
+            self._spawn(self._see_through(execution))
+
+    async def _see_through(self, execution: Execution) -> None:
+        await self._run(execution)
+        self._end(execution)
+        self._fill()

@@ -1,0 +1,253 @@
+"""The process pool: what happens to a worker process happens to one job, and nothing of a job outlives its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+
+from dispatcher.job import CancelReason, State
+from dispatcher.metrics import Metrics
+from dispatcher.pools.messages import Setup
+from dispatcher.pools.process import ProcessPool
+from dispatcher.services.timekeeper import Timekeeper
+from tests import far_jobs
+from tests.pooling import PATIENCE_S, Pooling
+
+SETUP = Setup(
+    sources=["tests.far_jobs.echo"],
+    dsn="",
+    installation=UUID(int=0),
+    result_store="",
+    max_result_bytes=2**20,
+    log_level=logging.INFO,
+)
+
+
+@pytest.fixture
+def pooling() -> Iterator[Pooling]:
+    pooling = Pooling(lambda **parts: ProcessPool(size=2, setup=SETUP, kill_after_s=0.2, **parts))
+    yield pooling
+    pooling.pool.stop()
+
+
+def workers() -> set[int]:
+    """The worker processes of this process, which have their supervisors between."""
+    return {child.pid for child in psutil.Process().children(recursive=True) if "dispatcher worker" in child.cmdline()}
+
+
+def await_end(pid: int) -> None:
+    """Until a process is gone."""
+    try:
+        psutil.Process(pid).wait(PATIENCE_S)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def result(outcome: Any) -> Any:
+    assert outcome.state is State.SUCCEEDED, outcome
+    return json.loads(outcome.result)
+
+
+def errors(outcome: Any) -> list[dict[str, Any]]:
+    return list(json.loads(outcome.errors))
+
+
+def test_job_runs_elsewhere_and_the_worker_stays_warm(pooling: Pooling) -> None:
+    first = result(pooling.run(far_jobs.echo, text="é\n"))
+    second = result(pooling.run(far_jobs.echo, text="2"))
+    assert first["pid"] == second["pid"] != os.getpid()
+    assert (first["text"], first["attempt"], first["id"]) == ("é\n", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "detail"),
+    [
+        ("partial", State.PARTIAL, {"kind": "item", "message": "one is missing", "item": 2}),
+        ("fail", State.FAILED, {"kind": "fail", "message": "no more tries"}),
+        ("retry", State.SCHEDULED, {"kind": "retry", "message": "later"}),
+        ("snooze", State.SCHEDULED, None),
+        ("cancel", State.CANCELED, None),
+        ("error", State.SCHEDULED, {"kind": "exception", "message": "ValueError: in another process"}),
+        ("odd", State.FAILED, {"kind": "result"}),
+    ],
+)
+def test_each_way_to_end_comes_across(pooling: Pooling, how: str, state: State, detail: dict[str, Any] | None) -> None:
+    outcome = pooling.run(far_jobs.end, how=how)
+    assert outcome.state is state
+    if detail is None:
+        assert outcome.errors is None
+    else:
+        assert detail.items() <= errors(outcome)[0].items()
+    assert outcome.delay_s == {"retry": 7.0, "snooze": 9.0}.get(how, outcome.delay_s)
+
+
+def test_a_payload_that_does_not_fit_fails_at_once(pooling: Pooling) -> None:
+    outcome = pooling.run(far_jobs.echo, text=1)
+    assert (outcome.state, errors(outcome)[0]["kind"]) == (State.FAILED, "payload")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [("segfault", "SIGSEGV"), ("kill", "SIGKILL"), ("exit", "status 3"), ("abort", "SIGABRT")],
+)
+def test_a_death_fails_that_job_only(pooling: Pooling, how: str, told: str) -> None:
+    beside = pooling.make(far_jobs.wait)
+    pooling.submit(beside)
+    pooling.runtime.await_progress()
+    outcome = pooling.run(far_jobs.die, how=how)
+    assert (outcome.state, outcome.failures) == (State.SCHEDULED, 1), "it is tried again"
+    assert errors(outcome)[0]["kind"] == "crash"
+    assert told in errors(outcome)[0]["message"]
+    assert result(pooling.run(far_jobs.echo, text="next"))["text"] == "next"
+    assert beside.key not in pooling.ended
+    assert beside.ctx is not None
+    beside.ctx.cancel(CancelReason.SHUTDOWN)
+    assert pooling.outcome(beside).state is State.PENDING
+
+
+def test_a_job_that_hears_nothing_is_killed_with_what_it_started(pooling: Pooling, tmp_path: Path) -> None:
+    execution = pooling.make(far_jobs.hang, file=str(tmp_path / "pids"))
+    pooling.submit(execution)
+    keeper = Timekeeper(
+        inflight=pooling.inflight,
+        metrics=Metrics(),
+        stack_of=pooling.pool.stack,
+        note_timed_out=lambda _key: None,
+        stop=threading.Event(),
+    )
+    while execution.key not in pooling.ended:
+        keeper.step()
+    assert execution.outcome is not None
+    assert (execution.outcome.state, errors(execution.outcome)[0]["kind"]) == (State.FAILED, "timeout")
+    for pid in (tmp_path / "pids").read_text(encoding="ascii").split():
+        assert not psutil.pid_exists(int(pid)), "the end was told although something still runs"
+
+
+def test_a_job_that_heeds_is_canceled_and_its_worker_goes_on(pooling: Pooling) -> None:
+    execution = pooling.make(far_jobs.wait)
+    pooling.submit(execution)
+    pooling.runtime.await_progress()
+    (worker,) = workers()
+    assert execution.ctx is not None
+    execution.ctx.cancel(CancelReason.REQUESTED)
+    assert pooling.outcome(execution).state is State.CANCELED
+    assert result(pooling.run(far_jobs.echo, text=""))["pid"] == worker
+
+
+def test_a_cancel_before_the_start_starts_nothing(pooling: Pooling) -> None:
+    execution = pooling.make(far_jobs.wait)
+    execution.cancel_requested = True
+    pooling.submit(execution)
+    assert pooling.outcome(execution).state is State.CANCELED
+    assert not workers()
+
+
+def test_a_cancel_at_any_instant_is_heard(pooling: Pooling) -> None:
+    """Also between the order and the job's first line, where nobody listens yet."""
+    pooling.run(far_jobs.echo, text="warm")
+    for number in range(40):
+        execution = pooling.make(far_jobs.wait)
+        pooling.submit(execution)
+        while execution.ctx is None:
+            pooling.pool.nudge()
+        threading.Event().wait(number * 0.0002)
+        execution.ctx.cancel(CancelReason.REQUESTED)
+        assert pooling.outcome(execution).state is State.CANCELED
+    assert len(workers()) == 1, "none of them had to be killed"
+
+
+def test_the_stack_of_a_job_that_was_timed_out_is_told(pooling: Pooling) -> None:
+    execution = pooling.make(far_jobs.wait)
+    pooling.submit(execution)
+    pooling.runtime.await_progress()
+    assert execution.ctx is not None
+    execution.ctx.cancel(CancelReason.TIMEOUT)
+    (error,) = errors(pooling.outcome(execution))
+    assert error["kind"] == "timeout"
+    assert "ctx.sleep(HUNG_S)" in error["trace"]
+
+
+def test_memory_beyond_the_limit_is_refused_and_the_worker_replaced(pooling: Pooling) -> None:
+    assert result(pooling.run(far_jobs.grow, mib=32)) == 32 * 2**20
+    (before,) = workers()
+    outcome = pooling.run(far_jobs.grow, mib=100)
+    assert outcome.state is State.FAILED
+    assert "64.0MiB" in errors(outcome)[0]["message"]
+    assert result(pooling.run(far_jobs.grow, mib=32)) == 32 * 2**20
+    assert before not in workers()
+
+
+def test_progress_and_logs_come_across(pooling: Pooling, caplog: pytest.LogCaptureFixture) -> None:
+    assert result(pooling.run(far_jobs.talk, times=100_000)) == "told"
+    assert pooling.runtime.progress[-1] == (99.0, "nearly")
+    assert len(pooling.runtime.progress) < 1000, "the latest now and then, not each"
+    told = {record.name: record for record in caplog.records}
+    assert told["dispatcher.job"].getMessage() == "halfway through 100000"
+    assert vars(told["dispatcher.job"])["job_id"] == 1
+    assert "ValueError: why" in told["far.library"].getMessage()
+
+
+def test_a_coroutine_runs_in_a_process_as_well(pooling: Pooling) -> None:
+    assert result(pooling.run(far_jobs.coroutine)) == "awaited"
+    execution = pooling.make(far_jobs.coroutine, seconds=far_jobs.HUNG_S)
+    pooling.submit(execution)
+    while execution.ctx is None:
+        pooling.pool.nudge()
+    execution.ctx.cancel(CancelReason.REQUESTED)
+    assert pooling.outcome(execution).state is State.CANCELED
+
+
+def test_an_idle_worker_that_is_killed_costs_no_job(pooling: Pooling) -> None:
+    first = result(pooling.run(far_jobs.echo, text=""))["pid"]
+    os.kill(first, signal.SIGKILL)
+    await_end(first)
+    assert result(pooling.run(far_jobs.echo, text="again"))["text"] == "again"
+
+
+def test_hooks_run_in_the_worker_or_here_where_it_died(pooling: Pooling, tmp_path: Path) -> None:
+    file = tmp_path / "hook"
+    ran_in = result(pooling.run(far_jobs.hooked, file=str(file), die=False))
+    assert file.read_text(encoding="ascii") == f"{ran_in} {ran_in}"
+    assert pooling.run(far_jobs.hooked, file=str(file), die=True).state is State.FAILED
+    assert file.read_text(encoding="ascii") == f"crash {os.getpid()}"
+
+
+def test_workers_are_warm_before_the_first_job(pooling: Pooling) -> None:
+    pooling.pool.start()
+    while len(workers()) < 2:
+        threading.Event().wait(0.01)
+    ready = workers()
+    assert result(pooling.run(far_jobs.echo, text=""))["pid"] in ready
+
+
+def test_no_more_jobs_at_once_than_workers(pooling: Pooling) -> None:
+    waiting = [pooling.make(far_jobs.wait) for _ in range(3)]
+    pooling.submit(*waiting)
+    deadline = threading.Event()
+    for _ in range(300):
+        pooling.pool.nudge()
+        if pooling.pool.executing == 2 and len(pooling.runtime.progress) == 2:
+            break
+        deadline.wait(0.01)
+    assert (pooling.pool.executing, pooling.pool.waiting) == (2, 1)
+    assert [execution.key for execution in pooling.pool.take_waiting()] == [waiting[2].key]
+    for execution in waiting[:2]:
+        assert execution.ctx is not None
+        execution.ctx.cancel(CancelReason.REQUESTED)
+        assert pooling.outcome(execution).state is State.CANCELED
+
+
+def test_stopped_pool_leaves_no_process(pooling: Pooling) -> None:
+    pid = result(pooling.run(far_jobs.echo, text=""))["pid"]
+    pooling.pool.stop()
+    assert not psutil.pid_exists(pid)
