@@ -44,7 +44,7 @@ def end(job: Job, ctx: Context) -> Any:
         case "snooze":
             raise Snooze(9.0)
         case "cancel":
-            raise Cancel()
+            raise Cancel
         case "error":
             raise ValueError("in another process")
         case "odd":

@@ -37,6 +37,7 @@ class Attempts:
     ) -> None:
         self.conclusion = Conclusion(runtime, hook_failed)
         self.chance = chance
+        self.max_result_bytes = runtime.max_result_bytes
         self._runtime = runtime
         self._job_timeout_s = job_timeout_s
         self._clock = clock

@@ -11,7 +11,6 @@ from typing import Any
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.pool import Backlog
 
-
 STOP_S = 1.0
 
 

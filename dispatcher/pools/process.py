@@ -15,7 +15,8 @@ from dispatcher.context import Context, Interrupted
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Crash, Outcome, Raised
 from dispatcher.pools.attempt import Attempts, job_of, without_payload
-from dispatcher.pools.messages import FromWorker, HookFailed, Logged, Order, Progress, Setup, Stack
+from dispatcher.pools.messages import Order, Setup
+from dispatcher.pools.news import pass_on
 from dispatcher.pools.thread import ThreadPool
 from dispatcher.pools.worker import NeverStarted, WorkerDied, WorkerProcess
 
@@ -83,7 +84,7 @@ class ProcessPool(ThreadPool):
                 worker.begin(self._order(execution, ctx))
                 stop = threading.Thread(target=self._stop, args=(worker, execution, ended), daemon=True)
                 ctx.on_cancel(stop.start)  # a thread of its own: it waits
-                return worker.finish(lambda news: self._hear(execution, news))
+                return worker.finish(lambda news: pass_on(execution, [news], self._attempts))
             except NeverStarted:
                 if last or ctx.canceled is not None:
                     raise
@@ -115,20 +116,6 @@ class ProcessPool(ThreadPool):
         worker.cancel(execution.key, ctx.canceled)
         if not ended.wait(self._kill_after_s):
             worker.kill(execution.key)
-
-    def _hear(self, execution: Execution, news: FromWorker) -> None:
-        match news:
-            case Progress(percent, message):
-                assert execution.ctx is not None
-                execution.ctx.progress(percent, message)
-            case Logged(record):
-                logger = logging.getLogger(record.name)
-                if logger.isEnabledFor(record.levelno):
-                    logger.handle(record)
-            case Stack(text):
-                execution.stack = text
-            case HookFailed(type):
-                self._attempts.conclusion.hook_failed(type)
 
     def _conclude(self, execution: Execution, ctx: Context, death: BaseException) -> None:
         """Decided here, since the worker cannot; its hooks are called in this thread."""

@@ -85,6 +85,7 @@ async def hooked(job: Job, ctx: Context) -> str:
 
 def outcome_of(pooling: Pooling, reason: CancelReason) -> Any:
     execution = pooling.make(wait)
+    pooling.runtime.progress.clear()
     pooling.submit(execution)
     pooling.runtime.await_progress()
     assert execution.ctx is not None

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -47,10 +48,8 @@ def workers() -> set[int]:
 
 def await_end(pid: int) -> None:
     """Until a process is gone."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         psutil.Process(pid).wait(PATIENCE_S)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def result(outcome: Any) -> Any:
