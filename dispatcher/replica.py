@@ -25,8 +25,8 @@ from dispatcher.inflight import InFlight
 from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
-from dispatcher.pools import make_pools, remote_types
 from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.engines import make_pools, remote_types
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
 from dispatcher.queries.replicas import Process

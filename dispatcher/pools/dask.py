@@ -59,6 +59,7 @@ class Member:
         self.threads = threads
         self.running = 0
         self.nonce: str | None = None  # None until it has answered
+        self.suspect = False  # it did not answer the latest word
         self.heard: tuple[float, float] | None = None  # its clock, and ours when we heard that
         self.cancel: list[tuple[Attempt, CancelReason]] = []
         self.gone = asyncio.Event()
@@ -67,7 +68,7 @@ class Member:
     @property
     def free(self) -> int:
         """How many more jobs it may have."""
-        return self.threads - self.running if self.nonce is not None and not self.gone.is_set() else 0
+        return 0 if self.nonce is None or self.suspect or self.gone.is_set() else self.threads - self.running
 
 
 class DaskPool(LoopPool):
@@ -160,7 +161,6 @@ class DaskPool(LoopPool):
     # One worker: what it is told, and what it tells.
 
     async def _attend(self, member: Member) -> None:
-        failed = False
         while not member.gone.is_set() and (client := self._client) is not None:
             member.woken.clear()
             cancel, member.cancel = member.cancel, []
@@ -168,11 +168,9 @@ class DaskPool(LoopPool):
                 answer = await self._ask(client, member, cancel)
             except Exception as exc:  # noqa: BLE001 - whatever Dask raises: this worker cannot be asked now
                 member.cancel[:0] = cancel
-                if not failed:
-                    log.warning("a Dask worker does not answer: %s", exc, extra={"worker": member.address})
-                failed = True
+                self._doubt(member, exc)
             else:
-                failed = False
+                member.suspect = False
                 self._hear(member, answer)
             with suppress(TimeoutError):
                 await asyncio.wait_for(member.woken.wait(), self._beat_s)
@@ -186,10 +184,23 @@ class DaskPool(LoopPool):
             raise answer if isinstance(answer, Exception) else TypeError(repr(answer))
         return answer
 
+    def _doubt(self, member: Member, exc: Exception) -> None:
+        if not member.suspect:
+            log.warning("a Dask worker does not answer: %r", exc, extra={"worker": member.address})
+        member.suspect = True
+        # It gets no word any more that lets its jobs live, so they will be over, whatever Dask believes of the worker.
+        if member.nonce is not None and self._over(member.nonce):
+            self._drop(member)
+
+    def _over(self, nonce: str) -> bool:
+        return boottime() > self._alive_until.get(nonce, 0.0) + SLACK_S
+
     def _life_of(self, member: Member) -> float | None:
         """Until when our jobs may live, on the worker's clock. None while something there is to die for certain."""
         trusted = self._trusted_from()
-        if trusted is None or member.heard is None or member.nonce is None or self._graves[member.nonce]:
+        if trusted is None or member.heard is None or member.nonce is None:
+            return None
+        if member.suspect or self._graves[member.nonce]:
             return None
         theirs, ours = member.heard
         until = trusted + self._life_s
@@ -325,9 +336,9 @@ class DaskPool(LoopPool):
         for member in self._members.values():
             member.woken.set()
         try:
-            while (left := self._alive_until.get(nonce, 0.0) + SLACK_S - boottime()) > 0 and not grave.is_set():
+            while not grave.is_set() and not self._over(nonce):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(grave.wait(), left)
+                    await asyncio.wait_for(grave.wait(), SLACK_S)
         finally:
             del self._graves[nonce][key]
 
