@@ -18,7 +18,6 @@ from dispatcher import migrate
 from dispatcher.aftermath import Aftermath, Ended
 from dispatcher.announcer import Announcer
 from dispatcher.db import Connection, SessionLimits, connect_session
-from dispatcher.errors import SettingsError
 from dispatcher.executor import Registry
 from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
@@ -26,7 +25,7 @@ from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
 from dispatcher.pools.attempt import Attempts
-from dispatcher.pools.engines import make_pools, remote_types
+from dispatcher.pools.engines import check_pools, make_pools, remote_types
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
 from dispatcher.queries.replicas import Process
@@ -72,6 +71,7 @@ class Replica:
         self._registry = registry
         self._halt = halt
         self._dsn = settings.dsn.get_secret_value()
+        check_pools(settings, registry)
         self._register(process)
         self.metrics = Metrics()
         for spec in self._registry:
@@ -89,21 +89,23 @@ class Replica:
         with self.session("start", lock_s=10.0) as conn:
             migrate.require_current(conn)
             self._lease_number = ensure_lease(conn, s.lease_name)
-            self._compare_types(conn)
-            self._publish_types(conn, s.limits)
             row = conn.execute(statement("get_installation")).fetchone()
             assert row is not None
             self._installation = row[0]
             # Before this replica shows in the database: a store that cannot be one ends the start.
             self._store: Store | None = open_store(s.result_store, self._installation) if s.result_store else None
-            self.id = replicas.register_replica(
-                conn,
-                lease=self._lease_number,
-                process=process,
-                version=__version__,
-                types=self._registry.types,
-                remote_types=remote_types(self._registry),
-            )
+            with conn.transaction():  # two that start at once do not pass each other by
+                replicas.lock_registration(conn)
+                self._compare_types(conn)
+                self._publish_types(conn, s.limits)
+                self.id = replicas.register_replica(
+                    conn,
+                    lease=self._lease_number,
+                    process=process,
+                    version=__version__,
+                    types=self._registry.types,
+                    remote_types=remote_types(self._registry),
+                )
             self._runtime = JobRuntime(
                 dsn=self._dsn,
                 installation=self._installation,
@@ -115,12 +117,7 @@ class Replica:
     def _compare_types(self, conn: Connection) -> None:
         """Refuses what would break a limit; says what may never run."""
         types = self._registry.types
-        if overlap := replicas.find_overlap(conn, lease=self._lease_number, types=types):
-            lease, type = overlap
-            raise SettingsError(
-                f"type {type!r} is served under the lease {lease!r} already, and two leaders cannot share its limit: "
-                "give the replicas of each lease types of their own (setting types)"
-            )
+        replicas.refuse_overlap(conn, lease=self._lease_number, types=types)
         for other in replicas.list_replicas(conn, self._lease_number):
             lacking, extra = set(types) - set(other.types), set(other.types) - set(types)
             if other.present and lacking and extra:

@@ -10,8 +10,8 @@ which the kernel does when the daemon dies in whatever way, demands to end it at
 
 - It ends only when every descendant is gone, so that a lock on an inherited file descriptor proves their end.
 - Descendants that left the program's process group, or were orphaned, come back to it, their reaper (Linux).
-- Should it be killed itself, the kernel kills the program, whose parent it is. So does a kernel timer, after `A`: a
-  supervisor that was stopped past its time does not run another line.
+- Should it be killed itself, the kernel kills the program, whose parent it is. After `A` a kernel timer does that
+  (fence.py), also where the supervisor is stopped.
 
 Each program pays for its start, so little is imported: signal, contextlib and pathlib would double the time.
 """
@@ -27,11 +27,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
+
+    from dispatcher.fence import Fence
 else:
     import _signal as signal  # the same without enums
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLOCK = time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC
 WAKING = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RECHECK_S = 0.05  # between two rounds of killing; a child forked during one round is found in the next
 ALARM_AHEAD_S = 0.1  # all descendants are killed so long before the kernel's timer would end this process alone
@@ -145,6 +148,7 @@ class _Watch:
         self._daemon = daemon
         self._kill_at: float | None = None
         self._live_until: float | None = None
+        self._fence: Fence | None = None
         self._recheck_s = RECHECK_S
 
     def run(self) -> None:
@@ -196,19 +200,23 @@ class _Watch:
         return False
 
     def _arm(self, seconds: float) -> None:
-        self._live_until = time.monotonic() + seconds - ALARM_AHEAD_S
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        if self._fence is None:
+            sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
+            self._fence = __import__("fence").Fence()
+        deadline = time.clock_gettime(CLOCK) + seconds
+        self._live_until = deadline - ALARM_AHEAD_S
+        self._fence.arm(deadline)
 
     def _timeout_ms(self) -> float | None:
-        now, waits = time.monotonic(), []
+        waits = []
         if self._kill_at is not None:
-            waits.append(max(self._kill_at - now, self._recheck_s))
-        elif self._live_until is not None:
-            waits.append(max(self._live_until - now, 0.0))
+            waits.append(max(self._kill_at - time.monotonic(), self._recheck_s))
+        if self._live_until is not None:
+            waits.append(max(self._live_until - time.clock_gettime(CLOCK), 0.0))
         return min(waits) * 1000 if waits else None
 
     def _kill_if_due(self) -> None:
-        if self._live_until is not None and time.monotonic() >= self._live_until:
+        if self._live_until is not None and time.clock_gettime(CLOCK) >= self._live_until:
             self._kill_at, self._live_until = 0.0, None
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._signal_all(signal.SIGKILL)

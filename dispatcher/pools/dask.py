@@ -25,8 +25,9 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+from distributed import Client, Future
+
 from dispatcher.context import Context, Interrupted
-from dispatcher.errors import SettingsError
 from dispatcher.fence import boottime
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import CancelReason
@@ -36,11 +37,6 @@ from dispatcher.pools.dask_worker import Answer, Ended, Task, Word, attend, guar
 from dispatcher.pools.loop import LoopPool
 from dispatcher.pools.messages import Attempt, Order
 from dispatcher.pools.news import pass_on
-
-try:
-    from distributed import Client, Future
-except ImportError as exc:
-    raise SettingsError("the pool dask needs the package distributed: install pg-dispatcher[dask]") from exc
 
 log = logging.getLogger("dispatcher.pool")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from uuid import UUID
 
 from dispatcher.errors import SettingsError
@@ -19,6 +20,15 @@ REMOTE = frozenset({"dask"})  # pools whose jobs may run on when this process ha
 def remote_types(registry: Registry) -> list[str]:
     """The types whose jobs may run on when this process has died."""
     return [spec.type for spec in registry if spec.pool in REMOTE]
+
+
+def check_pools(settings: Settings, registry: Registry) -> None:
+    """Raises SettingsError where a pool that is asked for cannot be had."""
+    if types := ", ".join(spec.type for spec in registry if spec.pool == "dask"):
+        if not settings.dask_scheduler:
+            raise SettingsError(f"types in the pool dask ({types}) need the setting dask_scheduler: tcp://host:8786")
+        if find_spec("distributed") is None:
+            raise SettingsError(f"types in the pool dask ({types}) need a package: install pg-dispatcher[dask]")
 
 
 def make_pools(
@@ -55,9 +65,6 @@ def make_pools(
         )
         yield ProcessPool(size=settings.processes, setup=setup, inflight=inflight, attempts=attempts, ended=ended)
     if "dask" in names:
-        if not settings.dask_scheduler:
-            types = ", ".join(spec.type for spec in registry if spec.pool == "dask")
-            raise SettingsError(f"types in the pool dask ({types}) need the setting dask_scheduler: tcp://host:8786")
         from dispatcher.pools.dask import DaskPool  # noqa: PLC0415
 
         yield DaskPool(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.db import Connection
+from dispatcher.errors import SettingsError
 from dispatcher.executor import Executor
 from dispatcher.sql import statement
 
@@ -119,6 +120,21 @@ def publish_types(
 def find_overlap(conn: Connection, *, lease: int, types: list[str]) -> tuple[str, str] | None:
     """(name of another lease, type) where a living replica of that lease serves one of these types."""
     return conn.execute(statement("find_overlap"), {"lease": lease, "types": types}).fetchone()
+
+
+def refuse_overlap(conn: Connection, *, lease: int, types: list[str]) -> None:
+    """Raises SettingsError where one of these types is another lease's."""
+    if overlap := find_overlap(conn, lease=lease, types=types):
+        other, type = overlap
+        raise SettingsError(
+            f"type {type!r} is served under the lease {other!r} already, and two leaders cannot share its limit: "
+            "give the replicas of each lease types of their own (setting types)"
+        )
+
+
+def lock_registration(conn: Connection) -> None:
+    """Until the end of the transaction no other replica compares its types or registers."""
+    conn.execute(statement("lock_registration"))
 
 
 def notify(conn: Connection, channel: str, payload: str = "") -> None:

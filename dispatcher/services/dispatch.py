@@ -22,7 +22,7 @@ from dispatcher.inflight import Execution, InFlight
 from dispatcher.lanes import Lanes
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pool, Pools
-from dispatcher.queries import claims, lease
+from dispatcher.queries import claims, lease, replicas
 from dispatcher.queries.claims import Claimed, Take
 from dispatcher.rules import TypeTenant
 
@@ -113,7 +113,11 @@ class Dispatch:
         claims.prepare(conn, self._replica)
 
     def begin(self, conn: Connection, term: int) -> None:
-        """Starts a term: forgets everything, reads what operators say, counts what runs elsewhere from the rows."""
+        """Starts a term: forgets everything, reads what operators say, counts what runs elsewhere from the rows.
+
+        Raises SettingsError where a leader of another lease claims one of our types, which the start has not seen.
+        """
+        replicas.refuse_overlap(conn, lease=self._lease_number, types=self._registry.types)
         self._term, self.awake, self._awake_lock_held = term, False, False
         self._lanes.clear()
         self._capacity.begin(self._clock())

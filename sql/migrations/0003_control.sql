@@ -6,6 +6,8 @@ alter table dispatcher.type add column rate double precision;   -- starts a seco
 alter table dispatcher.type add column burst integer;
 alter table dispatcher.type add column pool text not null default 'thread';   -- where its jobs run
 
+create function dispatcher.register_lock() returns integer immutable language sql return 1146310666;
+
 -- Types whose jobs may run on elsewhere when the replica's process is dead.
 alter table dispatcher.replica add column remote_types text[] not null default '{}';
 

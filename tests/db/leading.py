@@ -27,6 +27,7 @@ class Collector:
         self.size = size
         self.taken: list[Execution] = []
         self.waiting = 0
+        self.stuck = False
         self._executing = inflight.executing_in(name)
 
     @property
@@ -49,13 +50,17 @@ class Collector:
         pass
 
     def stalled(self) -> bool:
-        return False
+        return self.stuck
+
+    def execute(self) -> None:
+        """All that was taken executes from now on."""
+        self._executing.update((each.key, each) for each in self.taken)
 
     def submit(self, executions: list[Execution]) -> None:
         self.taken += executions
 
     def take_waiting(self) -> list[Execution]:
-        return []
+        return self.taken if self.stuck else []
 
 
 class Leading:

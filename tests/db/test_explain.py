@@ -267,6 +267,19 @@ def test_bounds_of_the_leader(dsn: str, conn: Connection, client: Client, leader
     assert (threads.kind, threads.details) == ("threads", {"threads": 2, "running": 2, "leader": replica})
 
 
+def test_a_full_pool_is_told_to_those_who_wait_for_it_alone(
+    dsn: str, conn: Connection, client: Client, leader: Lease, replica: int
+) -> None:
+    conn.execute('update dispatcher.lease set pools = \'{"thread": 1, "process": 2}\'')
+    conn.execute("update dispatcher.type set pool = 'process' where name = 'quick'")
+    running(conn, dsn, "quick", 2, owner=replica)
+    full = only(client.explain(enqueue(conn)))
+    assert full.kind == "pool"
+    assert full.text == f"all 2 places in the pool 'process' of the leader, replica {replica}, are taken"
+    assert full.details == {"pool": "process", "places": 2, "running": 2, "leader": replica}
+    assert only(client.explain(enqueue(conn, "limited"))).kind == "next"
+
+
 def test_all_reasons_are_told_the_most_decisive_first(dsn: str, conn: Connection, client: Client) -> None:
     running(conn, dsn, "limited", 2, owner=1)
     conn.execute("insert into dispatcher.control (type, paused_at) values ('limited', now())")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -344,3 +345,31 @@ def test_who_is_told_to_stop_does_not_look_again(dsn: str, conn: Connection) -> 
         observer.rescuer.wake()
         step.join()
     assert ended
+
+
+def test_what_ran_outside_of_a_dead_process_is_left_until_its_fence_has_struck(
+    dsn: str, conn: Connection, observer: Observer, tmp_path: Path
+) -> None:
+    """A task on a Dask worker lives on when its owner is dead, which the owner's death says nothing about."""
+    program = "from dispatcher.identity import Identity; import sys, dataclasses, json, pathlib\n"
+    program += (
+        f"i = Identity(pathlib.Path({str(tmp_path)!r})); print(json.dumps(dataclasses.asdict(i.process)), flush=True)\n"
+    )
+    owner = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    process = Process(**json.loads(owner.stdout))
+    replica = replicas.register_replica(
+        conn, lease=1, process=process, version="test", types=["import", "far"], remote_types=["far"]
+    )
+    here, there = running_job(conn, replica), running_job(conn, replica)
+    conn.execute("update dispatcher.job set type = 'far' where id = %s", [there])
+    observer.rescuer.look()
+    assert job(conn, here)[0] == "scheduled", "its death is proven"
+    assert job(conn, there)[0] == "running"
+    observer.clock.now += ORPHAN_AFTER_S - 0.1
+    observer.rescuer.look()
+    assert job(conn, there)[0] == "running"
+    observer.clock.now += 0.2
+    observer.rescuer.look()
+    assert job(conn, there)[0] == "scheduled"
+    assert not known(conn, replica)
+    assert observer.rescued("dead") == 2

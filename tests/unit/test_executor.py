@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from dispatcher.context import Context
 from dispatcher.errors import ExecutorError
-from dispatcher.executor import ENTRY_POINT_GROUP, Executor, Registry, executor
+from dispatcher.executor import ENTRY_POINT_GROUP, Executor, Registry, executor, locate
 from dispatcher.job import Job
 
 MODULE = """
@@ -164,6 +164,9 @@ def test_declared_function_stays_a_function() -> None:
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"pool": "fibre"}, "known pools: thread"),
+        ({"memory_limit": "64MiB"}, "memory_limit goes with pool process or dask"),
+        ({"pool": "process", "memory_limit": "much"}, "memory_limit must be a size"),
+        ({"pool": "process", "memory_limit": 1000}, "1MiB at least"),
     ],
 )
 def test_senseless_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -186,3 +189,22 @@ def test_schema_comes_from_the_payload_s_model() -> None:
 
     schema = run.__dispatcher_executor__.schema()  # type: ignore[attr-defined]
     assert schema["required"] == ["n"]
+
+
+@pytest.mark.parametrize("pool", ["process", "dask"])
+def test_an_executor_that_another_process_cannot_import_is_refused(pool: Any) -> None:
+    def run(job: Job, ctx: Context) -> None: ...
+
+    with pytest.raises(ExecutorError, match=f"pool {pool} imports the executor in another process"):
+        executor("nested", pool=pool)(run)
+
+
+def test_another_process_finds_an_executor_by_its_source() -> None:
+    from tests import far_jobs  # noqa: PLC0415
+
+    spec = far_jobs.echo.__dispatcher_executor__  # type: ignore[attr-defined]
+    assert locate(spec.source) is spec
+    with pytest.raises(ExecutorError, match="there is no executor 'PATIENCE_S'"):
+        locate("tests.pooling.PATIENCE_S")
+    with pytest.raises(ExecutorError, match="cannot import executors from 'nowhere'"):
+        locate("nowhere.run")

@@ -367,3 +367,42 @@ def test_many_programs_at_once_leave_no_file_open() -> None:
         thread.join()
     assert results == [0] * 40
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_an_armed_supervisor_that_is_armed_anew_lets_live(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    order = process.order_for(["/bin/sh", "-c", 'echo $$ > "$0"; exec sleep 100', str(own)], "/", {"PATH": "/bin"})
+    with process.Supervised(
+        order, stdin=None, tail_bytes=0, kill_after_s=0.0, keep_open=(), own_streams=False
+    ) as program:
+        program.start()
+        began = time.monotonic()
+        while time.monotonic() - began < 1.2:
+            program.arm(0.5)
+            time.sleep(0.1)  # as a heartbeat; what is looked for is that nothing happens
+        assert alive(pid_in(own))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_armed_supervisor_that_hears_no_more_ends_everything_in_time(tmp_path: Path, frozen: bool) -> None:
+    """By itself, or where it is stopped by the kernel's timer and the death signal of its program."""
+    own, grandchild = tmp_path / "own", tmp_path / "grandchild"
+    script = 'echo $$ > "$1"; setsid sh -c \'echo $$ > "$0"; exec sleep 100\' "$2" & wait'
+    order = process.order_for(["/bin/sh", "-c", script, "sh", str(own), str(grandchild)], "/", {"PATH": "/bin"})
+    with process.Supervised(
+        order, stdin=None, tail_bytes=0, kill_after_s=0.0, keep_open=(), own_streams=False
+    ) as program:
+        program.start()
+        pids = [pid_in(own), pid_in(grandchild)]
+        supervisor = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        program.arm(0.5)
+        armed = time.monotonic()
+        if frozen:
+            eventually(lambda: Path(f"/proc/{supervisor}/timers").read_text())
+            os.kill(supervisor, signal.SIGSTOP)
+        eventually(lambda: not alive(pids[0]))
+        assert 0.3 < time.monotonic() - armed < 5.0
+        if frozen:  # what had left the program's session is nobody's then
+            os.kill(pids[1], signal.SIGKILL)
+        else:
+            eventually(lambda: not alive(pids[1]))
