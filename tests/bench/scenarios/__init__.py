@@ -14,6 +14,7 @@ from tests.bench.scenarios.idle import idle
 from tests.bench.scenarios.measures import Measures, Size
 from tests.bench.scenarios.memory import memory
 from tests.bench.scenarios.pickup import pickup
+from tests.bench.scenarios.pools import pools
 from tests.bench.scenarios.serving import http
 from tests.bench.scenarios.wal import wal
 from tests.bench.scenarios.work import work
@@ -29,6 +30,7 @@ SCENARIOS: dict[str, Callable[[str, Size], Measures]] = {
     "lines": lines,
     "notify": notify,
     "pickup": pickup,
+    "pools": pools,
     "http": http,
     "failover": failover,
     "stop": stop,
