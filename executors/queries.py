@@ -136,11 +136,14 @@ def reading(ctx: Context, bound: BoundQuery) -> Iterator[Reading]:
                 over.set()
     except errors.QueryCanceled:
         ctx.raise_if_canceled()
+        if bound.query.statement_timeout is None:  # somebody at the server ended it
+            raise
         raise Fail(f"query {bound.name!r} took longer than its statement_timeout") from None
     except psycopg.Error as exc:
         ctx.raise_if_canceled()
-        if (exc.sqlstate or "").startswith(HOPELESS):
-            raise Fail(f"query {bound.name!r}: {exc.diag.message_primary}") from None
+        # Without a SQLSTATE it is a value that Python cannot hold, such as a date without end.
+        if (exc.sqlstate or "").startswith(HOPELESS) or (exc.sqlstate is None and isinstance(exc, psycopg.DataError)):
+            raise Fail(f"query {bound.name!r}: {exc.diag.message_primary or exc}") from None
         raise
 
 
