@@ -7,7 +7,7 @@ create index batch_made_by on dispatcher.batch (made_by) where made_by is not nu
 -- Makes a batch one of a job's own, in the transaction that enqueues it. False where the job was asked to stop before: then the
 -- caller must not commit. A cancel that comes after waits for this transaction, and finds the batch.
 create function dispatcher.own_batch(batch_id bigint, id bigint, attempt integer) returns boolean
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     asked boolean;
@@ -21,7 +21,7 @@ begin
     return not asked;
 end $$;
 
--- In the transaction of whoever cancels, never in that of the leader or of an owner: they hold rows of many jobs.
+-- In the transaction of whoever cancels, not in the one that settles: that one holds rows of many jobs.
 create function dispatcher.cancel_own_batches() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin

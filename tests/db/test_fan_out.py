@@ -297,6 +297,20 @@ def test_wake_of_another_tenant_or_of_another_type_does_nothing(queue: Queue, co
     assert [queue.client.get(one).state for one in (id, sleeping)] == [State.SCHEDULED, State.SCHEDULED]
 
 
+def test_callback_that_comes_before_the_job_sleeps_comes_again(queue: Queue, conn: Connection, dsn: str) -> None:
+    """Children may be done before the job's first try is settled."""
+    id = queue.enqueue("fan_out", {"type": "double", "items": [1], "key": "n"})
+    run_one(queue)
+    conn.execute("update dispatcher.job set state = 'running' where id = %s", [id])
+    run_one(queue)
+    run_one(queue)
+    wake = value(conn, "select id from dispatcher.job where type = 'fan_out_wake'")
+    assert queue.client.get(wake).state is State.SCHEDULED
+    conn.execute("update dispatcher.job set state = 'scheduled', run_at = now() + interval '1 day' where id = %s", [id])
+    queue.client.retry(wake)
+    assert wake_only(queue, id).result["results"] == [2]
+
+
 # Cancel
 
 
