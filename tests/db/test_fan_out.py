@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dispatcher.context import Context
 from dispatcher.executor import Fail, Partial, executor
 from dispatcher.job import Job, JobInfo, State
-from dispatcher.testing import Queue
+from dispatcher.testing import Queue, run_inline
 from tests.db.running import until, value
 
 Connection = psycopg.Connection[Any]
@@ -270,6 +270,22 @@ def test_try_that_dies_after_the_commit_enqueues_no_second_batch(
     assert end(queue, id).result["results"] == [2]
     assert len(children(conn)) == 1
     assert value(conn, "select count(*) from dispatcher.batch") == 1
+
+
+def test_inline_run_notes_the_children_and_the_callback(dsn: str) -> None:
+    payload = {"type": "double", "items": [1, 2], "key": "n", "options": {"priority": 3}}
+    ended = run_inline(module.fan_out, payload, connect=lambda: psycopg.connect(dsn), job_id=7, tenant="acme")
+    assert (ended.state, ended.delay_s) == (State.SCHEDULED, 2.0)
+    batch = ended.checkpoint["batch"]
+    assert ended.checkpoint == {"batch": batch, "children": 2}
+    assert [(job.type, job.payload) for job in ended.enqueued] == [
+        ("double", {"n": 1}),
+        ("double", {"n": 2}),
+        ("fan_out_wake", {"job": 7}),
+    ]
+    assert {job.options.get("parent") for job in ended.enqueued[:2]} == {batch}
+    assert {job.options.get("tenant") for job in ended.enqueued[:2]} == {"acme"}
+    assert ended.enqueued[2].options == {"after": batch, "on_failure": "run"}
 
 
 def test_children_have_the_tenant_and_the_options(queue: Queue, conn: Connection) -> None:
