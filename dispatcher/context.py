@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dispatcher.batch import Callback
 from dispatcher.job import CancelReason, Job, JobInfo
 from dispatcher.store_source import Source
 
@@ -40,6 +41,17 @@ class Runtime(Protocol):
 
     def enqueue(self, conn: Connection[Any] | None, type: str, payload: Any, options: dict[str, Any]) -> int:
         """Enqueues another job, on `conn` where given; returns its id."""
+
+    def enqueue_batch(
+        self,
+        conn: Connection[Any] | None,
+        job: Job,
+        type: str,
+        payloads: Iterable[Any],
+        callback: str | Callback | None,
+        options: dict[str, Any],
+    ) -> int:
+        """Enqueues a batch that is canceled with the job; its id. Raises Cancel where the job was asked to stop."""
 
     def predecessors(self, job_id: int) -> list[JobInfo]:
         """The jobs after which it was enqueued."""
@@ -140,6 +152,22 @@ class Context:
     def enqueue(self, type: str, payload: Any = None, *, conn: Connection[Any] | None = None, **options: Any) -> int:
         """Enqueues another job, inside the transaction of `conn` where given; returns its id."""
         return self._runtime.enqueue(conn, type, {} if payload is None else payload, options)
+
+    def enqueue_batch(
+        self,
+        type: str,
+        payloads: Iterable[Any],
+        *,
+        callback: str | Callback | None = None,
+        conn: Connection[Any] | None = None,
+        **options: Any,
+    ) -> int:
+        """Enqueues a batch as Client.batch does, in the transaction of `conn` where given; returns its id.
+
+        It is canceled when this job is, also while the job sleeps between two tries. Where the job was asked to stop
+        already, it ends as canceled here. Raises AttemptLost and UnsafeTransaction as complete() does.
+        """
+        return self._runtime.enqueue_batch(conn, self.job, type, payloads, callback, options)
 
     def predecessors(self) -> list[JobInfo]:
         """The jobs after which this one was enqueued, as they are now."""

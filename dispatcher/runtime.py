@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import TupleRow
 
+from dispatcher.batch import Callback
 from dispatcher.client import Client
 from dispatcher.db import Connection, check_dsn, first_line
 from dispatcher.errors import (
@@ -19,7 +21,7 @@ from dispatcher.errors import (
     StoreError,
     UnsafeTransaction,
 )
-from dispatcher.executor import Registry
+from dispatcher.executor import Cancel, Registry
 from dispatcher.job import Job, JobInfo, State
 from dispatcher.options import Options
 from dispatcher.outcome import MAX_MESSAGE, encode, storable
@@ -71,6 +73,26 @@ class JobRuntime:
     def enqueue(self, conn: Connection | None, type: str, payload: Any, options: dict[str, Any]) -> int:
         """Enqueues on `conn`, or on the client's own connection."""
         return self._client.enqueue(type, payload, conn=conn, **cast(Options, options))
+
+    def enqueue_batch(
+        self,
+        conn: Connection | None,
+        job: Job,
+        type: str,
+        payloads: Iterable[Any],
+        callback: str | Callback | None,
+        options: dict[str, Any],
+    ) -> int:
+        """See Context.enqueue_batch."""
+        if conn is None:
+            with self.connect() as own:
+                return self.enqueue_batch(own, job, type, payloads, callback, options)
+        _require_transaction(conn)
+        id = self._client.batch(type, payloads, callback=callback, conn=conn, **cast(Options, options))
+        (free,) = self._in_transaction(conn, "own_batch", {"batch": id, "id": job.id, "attempt": job.attempt})
+        if not free:
+            raise Cancel
+        return id
 
     def predecessors(self, job_id: int) -> list[JobInfo]:
         """The jobs after which a job was enqueued."""
@@ -133,9 +155,8 @@ class JobRuntime:
             raise DispatcherError(_NO_DSN)
         return self._own_client
 
-    def _in_transaction(self, conn: Connection, name: str, params: dict[str, Any]) -> None:
-        if conn.autocommit and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-            raise UnsafeTransaction("the connection is in autocommit: open a transaction first")
+    def _in_transaction(self, conn: Connection, name: str, params: dict[str, Any]) -> TupleRow:
+        _require_transaction(conn)
         try:
             row = conn.execute(statement(name), {**params, "installation": self._installation}).fetchone()
         except (
@@ -148,10 +169,16 @@ class JobRuntime:
             raise _named(exc) from exc
         if row is None:
             raise UnsafeTransaction(_WRONG_DATABASE)
+        return row
 
 
 _NO_DSN = "jobs have no database here: set DISPATCHER_DSN in the environment of the Dask worker"
 _WRONG_DATABASE = "the connection leads to another database than the dispatcher's"
+
+
+def _require_transaction(conn: Connection) -> None:
+    if conn.autocommit and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        raise UnsafeTransaction("the connection is in autocommit: open a transaction first")
 
 
 def _named(exc: psycopg.Error) -> Exception:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import quote
 
 from psycopg import Connection
 
-from dispatcher.errors import DispatcherError
+from dispatcher.batch import Callback
+from dispatcher.errors import DispatcherError, InvalidOption
 from dispatcher.job import Job, JobInfo
-from dispatcher.options import Options, encode_options, encode_payload
+from dispatcher.operations import EMPTY_BATCH, batch_options
+from dispatcher.options import Options, encode_callback, encode_options, encode_payload
 from dispatcher.outcome import encode
 from dispatcher.store_source import RESULT, Source, check_name, chunks
 
@@ -42,6 +44,7 @@ class FakeRuntime:
         self._connect = connect
         self.progress: list[tuple[float, str | None]] = []
         self.enqueued: list[Enqueued] = []
+        self.batches = 0
         self.stored: dict[str, bytes] = {}
         self.checkpoint_left: Any = None
 
@@ -61,6 +64,31 @@ class FakeRuntime:
         body = json.loads(encode_payload(payload))
         self.enqueued.append(Enqueued(1_000_000 + len(self.enqueued), type, body, options))
         return self.enqueued[-1].id
+
+    def enqueue_batch(
+        self,
+        conn: Connection[Any] | None,
+        job: Job,  # noqa: ARG002
+        type: str,
+        payloads: Iterable[Any],
+        callback: str | Callback | None,
+        options: dict[str, Any],
+    ) -> int:
+        """Notes each job with the batch as its `parent`, and the callback as a job `after` it."""
+        batch_options(cast(Options, options))
+        bodies = list(payloads)
+        if not bodies:
+            raise InvalidOption(EMPTY_BATCH)
+        self.batches += 1
+        batch = 2_000_000 + self.batches
+        for body in bodies:
+            self.enqueue(conn, type, body, options | {"parent": batch})
+        if callback is not None:
+            given = encode_callback(callback)
+            self.enqueue(
+                conn, given["type"], given["payload"], given["options"] | {"after": batch, "on_failure": "run"}
+            )
+        return batch
 
     def predecessors(self, job_id: int) -> list[JobInfo]:  # noqa: ARG002
         """Only their results are there."""

@@ -56,6 +56,9 @@ class DirectRuntime:
     def results(self, job_id: int) -> dict[int, Any]:
         raise NotImplementedError
 
+    def enqueue_batch(self, conn: Any, job: Job, type: str, payloads: Any, callback: Any, options: Any) -> int:
+        raise NotImplementedError
+
     def enqueue(self, conn: Any, type: str, payload: Any, options: dict[str, Any]) -> int:
         raise NotImplementedError
 

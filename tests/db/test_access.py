@@ -177,6 +177,7 @@ WRITES = [
     "insert into dispatcher.schedule (name, cron, type) values ('a', '* * * * *', 'quick')",
     "select dispatcher.complete(1, 1, 'null')",
     "select dispatcher.checkpoint(1, 1, 'null')",
+    "select dispatcher.own_batch(1, 1, 1)",
     "select dispatcher.wait_lease(1, 1)",
     "select dispatcher.doze(1, true)",
 ]
@@ -319,8 +320,12 @@ def test_runner_leads_claims_and_completes(dsn: str, conn: Connection, role: Mak
             assert lease.conn is not None
             [claimed] = claim(lease.conn)
         with own.transaction():
+            batch = value(own, "select dispatcher.enqueue_batch('quick', array['{}']::jsonb[])")
+            assert value(own, "select dispatcher.own_batch(%s, %s, %s)", batch, claimed.id, claimed.attempt)
+        with own.transaction():
             own.execute("select dispatcher.complete(%s, %s, '7')", (claimed.id, claimed.attempt))
     assert state(conn, id) == "succeeded"
+    assert state(conn, batch) == "running"
 
 
 def test_runner_s_own_types_take_no_part_in_what_the_owner_does(
