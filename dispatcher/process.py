@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import IO, TYPE_CHECKING, Self
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 _READ_BYTES = 65536  # the size of a pipe
 _DRAIN_S = 1.0  # for a pipe that somebody holds who is no descendant, after all descendants are gone
+_MAX_LINE_BYTES = 8192  # of a line that is told to on_line(): a stream without line breaks must not fill the memory
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _inherited: set[int] = set()
@@ -48,6 +50,8 @@ class ProgramResult:
     stdout_truncated: bool
     stderr_truncated: bool
     duration_s: float
+    timed_out: bool = False
+    """It was ended because `timeout_s` had passed."""
 
 
 def inherit(fd: int) -> None:
@@ -73,30 +77,37 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_program(
     argv: Sequence[str],
     *,
-    ctx: Context,
+    ctx: Context | None,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     tail_bytes: int = 64_000,
+    timeout_s: float | None = None,
     kill_after_s: float = 5.0,
     keep_open: Sequence[int] = (),
+    on_line: Callable[[str, bytes], None] | None = None,
 ) -> ProgramResult:
     """Runs a program, never through a shell, and returns when it and all its descendants are gone.
 
     What it leaves running when it ends is killed. When the job is asked to stop, the program and all its
     descendants get SIGTERM and, after `kill_after_s`, SIGKILL; then the job ends here as interrupted. If this
     process dies they are killed at once. `env` is clean_environment() unless given. Of each stream the last
-    `tail_bytes` are kept. Raises OSError where the program cannot be started.
+    `tail_bytes` are kept. After `timeout_s` it is ended in the same way, and the result says `timed_out`.
+    `on_line("stdout" | "stderr", line)` hears each line as it comes, without its end (a line feed or carriage return)
+    and cut to 8 KiB. With None for `ctx` nothing but time ends it: for cleaning up in a job that was canceled.
+    Raises OSError where the program cannot be started.
     """
-    ctx.raise_if_canceled()
+    if ctx is not None:
+        ctx.raise_if_canceled()
     order = _order(argv, cwd or "/", clean_environment() if env is None else env)
     started = time.monotonic()
     with _Supervised(
-        order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open
+        order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open, on_line=on_line
     ) as program:
-        ctx.on_cancel(program.terminate)
-        program.pump()
-    if program.terminated_early:
+        if ctx is not None:
+            ctx.on_cancel(program.terminate)
+        program.pump(None if timeout_s is None else started + timeout_s)
+    if ctx is not None and program.terminated_early:
         ctx.raise_if_canceled()
     code = program.exit_code(argv[0], cwd)
     return ProgramResult(
@@ -107,6 +118,7 @@ def run_program(
         stdout_truncated=program.stdout.truncated,
         stderr_truncated=program.stderr.truncated,
         duration_s=time.monotonic() - started,
+        timed_out=program.timed_out,
     )
 
 
@@ -143,6 +155,23 @@ class _Tail:
             self.truncated = True
 
 
+class _Lines:
+    """Tells the lines of a stream as they come."""
+
+    def __init__(self, tell: Callable[[bytes], None]) -> None:
+        self._tell = tell
+        self._begun = b""
+
+    def add(self, data: bytes) -> None:
+        """The next bytes; none at the end of the stream."""
+        *lines, rest = (self._begun + data).replace(b"\r", b"\n").split(b"\n")
+        self._begun = rest[:_MAX_LINE_BYTES]
+        if not data:
+            lines.append(rest)
+        for line in filter(None, lines):
+            self._tell(line[:_MAX_LINE_BYTES])
+
+
 class _Supervised:
     """One supervisor and the pipes to it and its program."""
 
@@ -154,10 +183,18 @@ class _Supervised:
         tail_bytes: int,
         kill_after_s: float,
         keep_open: Sequence[int],
+        on_line: Callable[[str, bytes], None] | None,
     ) -> None:
         self.stdout = _Tail(tail_bytes)
         self.stderr = _Tail(tail_bytes)
         self.terminated_early = False
+        self.timed_out = False
+        self._lines: dict[_Tail, _Lines] = {}
+        if on_line is not None:
+            self._lines = {
+                tail: _Lines(partial(on_line, name))
+                for tail, name in ((self.stdout, "stdout"), (self.stderr, "stderr"))
+            }
         self._stdin = memoryview(stdin or b"")
         self._report = bytearray()
         self._lock = threading.Lock()
@@ -207,8 +244,8 @@ class _Supervised:
                 self.terminated_early = "X" not in self._reports()
                 os.write(self._control, b"T")
 
-    def pump(self) -> None:
-        """Feeds the program and reads from it until its supervisor has ended."""
+    def pump(self, deadline: float | None) -> None:
+        """Feeds the program and reads from it until its supervisor has ended; asks it to end at `deadline`."""
         self._write_order()
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
@@ -220,9 +257,14 @@ class _Supervised:
                 selector.register(self._process.stdin, selectors.EVENT_WRITE)
             give_up: float | None = None
             while selector.get_map():
-                timeout = None if give_up is None else give_up - time.monotonic()
+                end = deadline if give_up is None else give_up
+                timeout = None if end is None else end - time.monotonic()
                 if timeout is not None and timeout <= 0:
-                    break
+                    if give_up is not None:
+                        break
+                    deadline = timeout = None
+                    self.terminate()
+                    self.timed_out = self.terminated_early
                 for key, _ in selector.select(timeout):
                     if not self._serve(key):
                         selector.unregister(key.fileobj)
@@ -249,6 +291,8 @@ class _Supervised:
         data = os.read(key.fd, _READ_BYTES)
         if isinstance(key.data, _Tail):
             key.data.add(data)
+            if key.data in self._lines:
+                self._lines[key.data].add(data)
         else:
             self._report += data
         return bool(data)
