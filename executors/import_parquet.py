@@ -22,7 +22,7 @@ from .import_file import MAX_BATCH_BYTES, FileProblem, OpenFile, Record
 from .import_rows import Columns, Layout, Number, dump_json, targets
 from .import_table import Table, TableProblem
 
-CHUNK_ROWS = 4096  # converted at a time: few enough for wide rows, many enough that a call costs nothing
+CHUNK_ROWS = 4096  # converted at a time, or fewer where rows are wide: enough that a call costs nothing
 BUFFER_BYTES = 1 << 20  # of each column that is read
 TAIL_BYTES = 65536  # the footer tells one file from another, since it says where everything is
 
@@ -104,7 +104,9 @@ class ParquetSource(OpenFile):
             if skip >= rows:
                 skip -= rows
                 continue
-            for chunk in self._parquet.iter_batches(CHUNK_ROWS, row_groups=[group], columns=names, use_threads=False):
+            wide = self._parquet.metadata.row_group(group).total_byte_size // rows  # of a row, unpacked
+            size = max(1, min(CHUNK_ROWS, MAX_BATCH_BYTES // max(1, wide)))
+            for chunk in self._parquet.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 if skip >= chunk.num_rows:
                     skip -= chunk.num_rows
                     continue
@@ -134,21 +136,23 @@ def _lines(chunk: pa.RecordBatch) -> list[bytes]:
 def _converter(field: pa.Field, column: str, table: Table) -> Convert:
     """What makes a column's values such that their CSV is what PostgreSQL reads."""
     kind = field.type
+    target = table.types.get(column, "")
     if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-        return _after(lambda values: values.storage, _converter(pa.field(field.name, kind), column, table))
+        inner = _converter(field.with_type(kind.storage_type), column, table)
+        return lambda values: inner(values.storage)
     if types.is_dictionary(kind):
-        return _after(
-            lambda values: values.dictionary_decode(), _converter(field.with_type(kind.value_type), column, table)
-        )
+        inner = _converter(field.with_type(kind.value_type), column, table)
+        return lambda values: inner(values.dictionary_decode())
     if types.is_nested(kind):
-        if column in table.columns and column not in table.json_columns and column not in table.text_columns:
+        if target and target not in ("json", "jsonb", "text", "character varying"):
             raise TableProblem(f"column {field.name!r} of the file is nested: its column must be json, jsonb or text")
         return _json
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
-        if column in table.bytea_columns:
+        # PostgreSQL reads a uuid from 32 digits, too.
+        prefix = {"bytea": "\\x", "uuid": ""}.get(target)
+        if prefix is not None:
             return lambda values: pa.array(
-                [None if v is None else "\\x" + v.hex() for v in values.to_pylist()], pa.string()
+                [v if v is None else prefix + v.hex() for v in values.to_pylist()], pa.string()
             )
         return lambda values: values.cast(pa.binary()).cast(pa.string(), safe=False)
     if types.is_decimal(kind) or types.is_null(kind):
@@ -161,10 +165,6 @@ def _converter(field: pa.Field, column: str, table: Table) -> Convert:
             values.cast(pa.duration("us"), safe=False).cast(pa.int64()).cast(pa.string()), " microseconds", ""
         )
     return lambda values: values
-
-
-def _after(first: Convert, then: Convert) -> Convert:
-    return lambda values: then(first(values))
 
 
 def _json(values: pa.Array) -> pa.Array:

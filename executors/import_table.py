@@ -32,12 +32,20 @@ class Table:
 
     schema: str
     name: str
-    columns: list[str] = field(default_factory=list)
-    json_columns: frozenset[str] = frozenset()
-    text_columns: frozenset[str] = frozenset()
-    bytea_columns: frozenset[str] = frozenset()
+    types: dict[str, str] = field(default_factory=dict)
+    """Of each column, in order; of a domain the type below it."""
     not_null: frozenset[str] = frozenset()
     partitioned: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns' names."""
+        return list(self.types)
+
+    @property
+    def json_columns(self) -> set[str]:
+        """Those in which a text is a JSON string."""
+        return {name for name, type in self.types.items() if type in ("json", "jsonb")}
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -72,18 +80,12 @@ def find_table(conn: Connection[Any], name: str) -> Table:
         raise TableProblem(f"schema {schema!r} is not for imports")
     if not plain:
         raise TableProblem(f"{name!r} is no table")
-
-    def of_type(*types: str) -> frozenset[str]:
-        return frozenset(column for column, type, _ in columns or () if type in types)
-
+    columns = columns or []
     return Table(
         schema,
         table,
-        columns=[column for column, _, _ in columns or ()],
-        json_columns=of_type("json", "jsonb"),
-        text_columns=of_type("text", "character varying"),
-        bytea_columns=of_type("bytea"),
-        not_null=frozenset(column for column, _, not_null in columns or () if not_null),
+        types={column: type for column, type, _ in columns},
+        not_null=frozenset(column for column, _, not_null in columns if not_null),
         partitioned=partitioned,
     )
 

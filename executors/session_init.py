@@ -62,7 +62,7 @@ def session_init(job: Job, ctx: Context) -> dict[str, Any]:
         created = note is None
         if note is None:
             ctx.progress(10, f"checks out {payload.session}")
-            note = session.make(ref=payload.ref, branch=branch)
+            note = session.make(ctx, ref=payload.ref, branch=branch)
         elif not session.folder.is_dir():
             raise Fail(f"the folder of session {payload.session!r} was removed by hand: enqueue session_remove first")
     if (note["ref"], note["branch"]) != (payload.ref, branch):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dispatcher import Fail
+from dispatcher import Context, Fail
 
 from .workspace_git import START, Git, GitFailed
 from .workspaces import (
@@ -54,7 +54,7 @@ class Session:
             raise Fail(f"{self.folder} is no session: move it away")
         return note
 
-    def make(self, *, ref: str | None, branch: str) -> dict[str, Any]:
+    def make(self, ctx: Context, *, ref: str | None, branch: str) -> dict[str, Any]:
         """Makes it on a new branch, or leaves nothing of it."""
         commit = self._start(ref)
         if self.git.commit(f"refs/heads/{branch}") is not None:
@@ -63,7 +63,7 @@ class Session:
         write_note(self._note, note)
         try:
             self.git("worktree", "add", "--quiet", "--no-track", "-b", branch, "--", str(self.folder), commit)
-            refuse_links_out(self.folder)
+            refuse_links_out(self.folder, ctx)
             write_note(self._note, note | {"ready": True})
         except BaseException:
             # What cannot be cleared away now is noted for the next try.
@@ -97,7 +97,8 @@ class Session:
         sync_folder(self.workspace.sessions)
 
     def _start(self, ref: str | None) -> str:
-        names = [START] if ref is None else [f"refs/remotes/origin/{ref}", f"refs/tags/{ref}", f"refs/heads/{ref}"]
+        places = ("tags", "heads", "remotes/origin")  # in git's own order
+        names = [START] if ref is None else [f"refs/{place}/{ref}" for place in places]
         if ref is not None and all(char in "0123456789abcdef" for char in ref) and len(ref) >= 7:
             names.append(ref)
         for name in names:

@@ -23,7 +23,7 @@ SCHEMES = ("https", "ssh", "http", "git", "file")  # ext:: and the other helpers
 START = "refs/workspace/start"
 """The ref that keeps what a workspace was made from."""
 
-# Given with each command, so that neither the administrator's file nor the repository can say otherwise.
+# Given with each command, where they outweigh what a repository or the administrator's file says.
 SAFE = (
     "protocol.allow=never",
     "core.hooksPath=/dev/null",

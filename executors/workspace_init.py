@@ -91,7 +91,7 @@ def _make(workspace: Workspace, payload: WorkspacePayload, job: Job, ctx: Contex
         else:
             assert payload.template is not None
             commit = _from_template(payload.template, git, ctx)
-        refuse_links_out(tree)
+        refuse_links_out(tree, ctx)
         note = {"workspace": payload.workspace, "source": payload.source, "commit": commit, "job": job.id}
         _flush(staging, ctx)
         write_note(staging / "workspace.json", note)
@@ -107,7 +107,7 @@ def _make(workspace: Workspace, payload: WorkspacePayload, job: Job, ctx: Contex
 def _from_template(template: str, git: Git, ctx: Context) -> str:
     """The copy becomes a repository of one commit, so that its sessions are made as any other's."""
     copy_template(template, git.tree, ctx)
-    refuse_links_out(git.tree)
+    refuse_links_out(git.tree, ctx)
     git("init", "--quiet", "--template=", "--initial-branch=main")
     git("add", "--all", "--force", "--", ".")
     git("commit", "--quiet", "--allow-empty", "--no-verify", "--message", f"From template {template}")

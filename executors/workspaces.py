@@ -159,7 +159,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, onerror=unlock)
 
 
-def refuse_links_out(top: Path) -> None:
+def refuse_links_out(top: Path, ctx: Context) -> None:
     """Raises Fail for a symbolic link below `top` that leads out of it, or into its .git.
 
     Who reads a file of the workspace must not be made to read one of the host's.
@@ -168,6 +168,7 @@ def refuse_links_out(top: Path) -> None:
     for folder, folders, files in os.walk(inside):
         if folder == str(inside) and ".git" in folders:
             folders.remove(".git")
+        ctx.raise_if_canceled()
         for name in (*folders, *files):
             link = Path(folder, name)
             if not link.is_symlink():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pyarrow as pa
@@ -19,6 +20,7 @@ from dispatcher.job import CancelReason
 from tests.db import import_runner
 from tests.db.import_runner import DirectRuntime
 
+ID = UUID("12345678-1234-5678-1234-567812345678")
 Connection = psycopg.Connection[Any]
 
 
@@ -84,7 +86,11 @@ def test_values_arrive_as_they_are_and_nulls_apart_from_empty_texts(conn: Connec
         "t": (pa.array([dt.time(5, 30), None]), "time", dt.time(5, 30)),
         "v": (pa.array([dt.timedelta(days=1, microseconds=5), None]), "interval", dt.timedelta(days=1, microseconds=5)),
         "z": (pa.nulls(2), "int", None),
+        "id": (pa.array([ID.bytes, None], pa.uuid()), "uuid", ID),
+        "fix": (pa.array([ID.bytes, None], pa.binary(16)), "uuid", ID),
+        "dom": (pa.array([b"\x01", None]), "raw", b"\x01"),
     }  # fmt: skip
+    conn.execute("create domain raw as bytea")
     conn.execute("create table t (" + ", ".join(f'"{name}" {type}' for name, (_, type, _) in columns.items()) + ")")
     result = load({name: array for name, (array, _, _) in columns.items()})
     assert (result["rows"], result["rejected"]) == (2, 0)
@@ -251,4 +257,4 @@ def test_row_group_of_300_megabytes_is_read_in_little_memory(conn: Connection, r
     answer = subprocess.run([sys.executable, "-c", code, dsn, str(job)], capture_output=True, text=True, check=True)
     rows, peak_kib = map(int, answer.stdout.split())
     assert rows == 30_000
-    assert peak_kib < 500_000, peak_kib
+    assert peak_kib < 280_000  # of which 90,000 before the file is opened

@@ -516,6 +516,23 @@ def test_read_only_folders_of_a_template_can_be_removed_again(templates: Path, r
 # Crashes, cancels, several at once
 
 
+def test_cancel_in_the_middle_of_a_copy_leaves_nothing(templates: Path, root: Path) -> None:
+    ctx = context("workspace_init", {"workspace": "ws", "template": "web"})
+    runtime: Any = ctx._runtime
+    reported = runtime.report_progress
+
+    def cancel(*progress: Any) -> None:
+        assert any((root / ".staging" / "ws" / "7-1" / "tree").iterdir())
+        ctx.cancel(CancelReason.REQUESTED)
+        reported(*progress)
+
+    runtime.report_progress = cancel
+    with pytest.raises(Interrupted):
+        run(ctx)
+    assert "files copied" in runtime.progress[-1][1]
+    assert left(root) == set()
+
+
 @pytest.fixture
 def slow(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Slow"]:
     commit(origin, "large", os.urandom(4_000_000))
