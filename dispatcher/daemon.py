@@ -14,7 +14,7 @@ from types import FrameType
 
 import psycopg
 
-from dispatcher import process, sdnotify
+from dispatcher import sdnotify, supervised
 from dispatcher.db import first_line
 from dispatcher.errors import GRANT_HINT, DispatcherError, SchemaError
 from dispatcher.executor import Registry
@@ -61,7 +61,7 @@ class Daemon:
         gc.set_threshold(GC_OBJECTS, 10, 10)
         gc.freeze()
         identity = Identity()
-        process.inherit(identity.lock_fd)
+        supervised.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
             self._serve_metrics()
@@ -74,7 +74,7 @@ class Daemon:
         except psycopg.Error as exc:
             raise DispatcherError(f"the database failed at start: {first_line(exc)}") from exc
         finally:
-            process.disinherit(identity.lock_fd)
+            supervised.disinherit(identity.lock_fd)
             identity.close()
 
     def _serve_metrics(self) -> None:

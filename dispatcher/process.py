@@ -1,40 +1,24 @@
-"""Programs under supervision: none of them, and nothing they start, outlives its job or this process.
-
-Each program gets a supervisor (dispatcher/supervisor.py), a small process that is its parent, kills it when
-the pipe from here closes, and ends only when all descendants are gone. The threads and locks of this process
-make anything between fork and exec unsafe; the supervisor has one thread, so that is where it happens.
-"""
+"""Programs, supervised: none of them, and nothing they start, outlives its job or this process."""
 
 from __future__ import annotations
 
 import os
 import selectors
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from signal import SIGKILL
-from typing import IO, TYPE_CHECKING, Self
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
-from dispatcher.errors import DispatcherError
+from dispatcher.supervised import READ_BYTES, Supervised, order_for
 
 if TYPE_CHECKING:
     from dispatcher.context import Context
 
-_SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
-_READ_BYTES = 65536  # the size of a pipe
 _DRAIN_S = 1.0  # for a pipe that somebody holds who is no descendant, after all descendants are gone
+_MAX_LINE_BYTES = 8192  # of a line that is told to on_line(): a stream without line breaks must not fill the memory
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_inherited: set[int] = set()
-
-
-class SupervisorDied(DispatcherError):
-    """The supervisor of a program was killed; the program was killed too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +32,8 @@ class ProgramResult:
     stdout_truncated: bool
     stderr_truncated: bool
     duration_s: float
-
-
-def inherit(fd: int) -> None:
-    """Lets every program inherit `fd`: a lock on it is free once this process and all of them are gone."""
-    _inherited.add(fd)
-
-
-def disinherit(fd: int) -> None:
-    """Takes `fd` back; call it before closing it."""
-    _inherited.discard(fd)
-
-
-def inherited_fds() -> tuple[int, ...]:
-    """The file descriptors that every supervised program inherits."""
-    return tuple(_inherited)
+    timed_out: bool = False
+    """It was ended because `timeout_s` had passed."""
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -73,30 +44,37 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_program(
     argv: Sequence[str],
     *,
-    ctx: Context,
+    ctx: Context | None,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     tail_bytes: int = 64_000,
+    timeout_s: float | None = None,
     kill_after_s: float = 5.0,
     keep_open: Sequence[int] = (),
+    on_line: Callable[[str, bytes], None] | None = None,
 ) -> ProgramResult:
     """Runs a program, never through a shell, and returns when it and all its descendants are gone.
 
     What it leaves running when it ends is killed. When the job is asked to stop, the program and all its
     descendants get SIGTERM and, after `kill_after_s`, SIGKILL; then the job ends here as interrupted. If this
     process dies they are killed at once. `env` is clean_environment() unless given. Of each stream the last
-    `tail_bytes` are kept. Raises OSError where the program cannot be started.
+    `tail_bytes` are kept. After `timeout_s` it is ended in the same way, and the result says `timed_out`.
+    `on_line("stdout" | "stderr", line)` hears each line as it comes, without its end (a line feed or carriage return)
+    and cut to 8 KiB. With None for `ctx` nothing but time ends it: for cleaning up in a job that was canceled.
+    Raises OSError where the program cannot be started.
     """
-    ctx.raise_if_canceled()
+    if ctx is not None:
+        ctx.raise_if_canceled()
     order = order_for(argv, cwd or "/", clean_environment() if env is None else env)
     started = time.monotonic()
-    with Supervised(
-        order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open
+    with _Piped(
+        order, stdin=stdin, tail_bytes=tail_bytes, kill_after_s=kill_after_s, keep_open=keep_open, on_line=on_line
     ) as program:
-        ctx.on_cancel(program.terminate)
-        program.pump()
-    if program.terminated_early:
+        if ctx is not None:
+            ctx.on_cancel(program.terminate)
+        program.pump(None if timeout_s is None else started + timeout_s)
+    if ctx is not None and program.terminated_early:
         ctx.raise_if_canceled()
     code = program.exit_code(argv[0], cwd)
     return ProgramResult(
@@ -107,16 +85,8 @@ def run_program(
         stdout_truncated=program.stdout.truncated,
         stderr_truncated=program.stderr.truncated,
         duration_s=time.monotonic() - started,
+        timed_out=program.timed_out,
     )
-
-
-def order_for(argv: Sequence[str], cwd: str | os.PathLike[str], env: Mapping[str, str]) -> bytes:
-    """What the supervisor reads first; sent by pipe, since anybody can read a command line."""
-    fields = [os.fspath(cwd), str(len(argv)), *argv, *(f"{name}={value}" for name, value in env.items())]
-    if not argv or any("\0" in field for field in fields):
-        raise ValueError("a program needs a name, and NUL cannot be passed to it")
-    order = "\0".join(fields).encode("utf-8", "surrogateescape")
-    return len(order).to_bytes(8, "big") + order
 
 
 class _Tail:
@@ -129,7 +99,7 @@ class _Tail:
 
     def add(self, data: bytes) -> None:
         self._data += data
-        if len(self._data) > 2 * self._limit + _READ_BYTES:
+        if len(self._data) > 2 * self._limit + READ_BYTES:
             self._cut()
 
     def data(self) -> bytes:
@@ -143,8 +113,25 @@ class _Tail:
             self.truncated = True
 
 
-class Supervised:
-    """One supervisor and the pipes to it and its program."""
+class _Lines:
+    """Tells the lines of a stream as they come."""
+
+    def __init__(self, tell: Callable[[bytes], None]) -> None:
+        self._tell = tell
+        self._begun = b""
+
+    def add(self, data: bytes) -> None:
+        """The next bytes; none at the end of the stream."""
+        *lines, rest = (self._begun + data).replace(b"\r", b"\n").split(b"\n")
+        self._begun = rest[:_MAX_LINE_BYTES]
+        if not data:
+            lines.append(rest)
+        for line in filter(None, lines):
+            self._tell(line[:_MAX_LINE_BYTES])
+
+
+class _Piped(Supervised):
+    """A program whose input and output go through this process."""
 
     def __init__(
         self,
@@ -154,84 +141,35 @@ class Supervised:
         tail_bytes: int,
         kill_after_s: float,
         keep_open: Sequence[int],
-        own_streams: bool = True,
+        on_line: Callable[[str, bytes], None] | None,
     ) -> None:
-        """Without `own_streams` the program writes to where this process does, and `pump` is not for it."""
         self.stdout = _Tail(tail_bytes)
         self.stderr = _Tail(tail_bytes)
-        self.terminated_early = False
+        self.timed_out = False
+        self._lines: dict[_Tail, _Lines] = {}
+        if on_line is not None:
+            self._lines = {
+                tail: _Lines(partial(on_line, name))
+                for tail, name in ((self.stdout, "stdout"), (self.stderr, "stderr"))
+            }
         self._stdin = memoryview(stdin or b"")
-        self._report = bytearray()
-        self._lock = threading.Lock()
-        theirs, control = os.pipe()
-        self._status, reports = os.pipe()
-        self._control: int | None = control
-        arguments = [str(number) for number in (theirs, reports, os.getpid(), kill_after_s)]
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _SUPERVISOR, *arguments],
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if own_streams else None,
-                stderr=subprocess.PIPE if own_streams else None,
-                bufsize=0,
-                pass_fds=(theirs, reports, *_inherited, *keep_open),
-                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(control)
-            os.close(self._status)
-            raise
-        finally:
-            os.close(theirs)
-            os.close(reports)
-        self._order = order
-
-    def __enter__(self) -> Self:
-        return self
+        super().__init__(
+            order,
+            kill_after_s=kill_after_s,
+            keep_open=keep_open,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            output=subprocess.PIPE,
+        )
 
     def __exit__(self, *_: object) -> None:
-        """Kills what still runs, and waits until it is gone, for that is the promise."""
-        self.kill()
-        self._process.wait()
-        os.close(self._status)
+        """As its parent, and closes the streams."""
+        super().__exit__()
         for stream in self._streams():
             stream.close()
 
-    def terminate(self) -> None:
-        """Asks the program to end; may be called by any thread and at any time."""
-        # Under the lock, for after the end the number may already name somebody else's file.
-        with self._lock, suppress(BrokenPipeError):
-            if self._control is not None:
-                self.terminated_early = "X" not in self._reports()
-                os.write(self._control, b"T")
-
-    def kill(self) -> None:
-        """Kills the program and all its descendants; may be called by any thread and at any time."""
-        with self._lock:
-            if self._control is not None:
-                os.close(self._control)
-            self._control = None
-
-    def arm(self, seconds: float) -> None:
-        """Lets the supervisor, or else the kernel, kill them all in so many seconds, unless armed anew."""
-        with self._lock, suppress(BrokenPipeError):
-            if self._control is not None:
-                os.write(self._control, b"A" + max(1, int(seconds * 1e6)).to_bytes(8, "big"))
-
-    def start(self) -> None:
-        """Lets a program without streams of its own begin."""
-        self._write_order()
-
-    def wait(self) -> None:
-        """Until the supervisor of such a program has ended, and with it everything."""
-        while data := os.read(self._status, _READ_BYTES):
-            self._report += data
-        self._process.wait()
-
-    def pump(self) -> None:
-        """Feeds the program and reads from it until its supervisor has ended."""
-        self._write_order()
+    def pump(self, deadline: float | None) -> None:
+        """Feeds the program and reads from it until its supervisor has ended; asks it to end at `deadline`."""
+        self.start()
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             for stream, tail in ((self._process.stdout, self.stdout), (self._process.stderr, self.stderr)):
@@ -242,9 +180,14 @@ class Supervised:
                 selector.register(self._process.stdin, selectors.EVENT_WRITE)
             give_up: float | None = None
             while selector.get_map():
-                timeout = None if give_up is None else give_up - time.monotonic()
+                end = deadline if give_up is None else give_up
+                timeout = None if end is None else end - time.monotonic()
                 if timeout is not None and timeout <= 0:
-                    break
+                    if give_up is not None:
+                        break
+                    deadline = timeout = None
+                    self.terminate()
+                    self.timed_out = self.terminated_early
                 for key, _ in selector.select(timeout):
                     if not self._serve(key):
                         selector.unregister(key.fileobj)
@@ -254,51 +197,27 @@ class Supervised:
                     give_up = time.monotonic() + _DRAIN_S
                     self._kill_if_orphaned()
 
-    def exit_code(self, program: str, cwd: str | os.PathLike[str] | None) -> int:
-        """The program's exit status, or the number of the signal that ended it, negative."""
-        words = self._reports()
-        if "E" in words:
-            step, number = words["E"]
-            raise OSError(int(number), os.strerror(int(number)), program if step == "exec" else str(cwd))
-        if "X" not in words:
-            raise SupervisorDied("the supervisor of the program was killed; what the program did is unknown")
-        return int(words["X"][0])
-
     def _serve(self, key: selectors.SelectorKey) -> bool:
         """Moves some data; False when this stream has ended."""
         if key.events & selectors.EVENT_WRITE:
             return self._feed(key.fd)
-        data = os.read(key.fd, _READ_BYTES)
+        data = os.read(key.fd, READ_BYTES)
         if isinstance(key.data, _Tail):
             key.data.add(data)
+            if key.data in self._lines:
+                self._lines[key.data].add(data)
         else:
             self._report += data
         return bool(data)
 
     def _feed(self, fd: int) -> bool:
         try:
-            self._stdin = self._stdin[os.write(fd, self._stdin[:_READ_BYTES]) :]
+            self._stdin = self._stdin[os.write(fd, self._stdin[:READ_BYTES]) :]
         except BlockingIOError:
             return True
         except BrokenPipeError:
             self._stdin = self._stdin[:0]  # it reads no more, which is its own business
         return bool(self._stdin)
-
-    def _write_order(self) -> None:
-        with suppress(BrokenPipeError), self._lock:
-            while self._order and self._control is not None:
-                self._order = self._order[os.write(self._control, self._order) :]
-
-    def _reports(self) -> dict[str, list[str]]:
-        lines = [line.split() for line in self._report.decode().splitlines()]
-        return {line[0]: line[1:] for line in lines}
-
-    def _kill_if_orphaned(self) -> None:
-        """A supervisor that was killed takes the program with it, but not the program's children."""
-        reports = self._reports()
-        if "P" in reports and "X" not in reports:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(int(reports["P"][0]), SIGKILL)
 
     def _streams(self) -> list[IO[bytes]]:
         process = self._process

@@ -57,18 +57,17 @@ def _step(at: int, name: str, flags: int) -> int:
         os.close(at)
 
 
-class Source:
-    """A file, plain or gzip, as batches of records. `offset` and `line` are what open at the next record."""
+class OpenFile:
+    """A file that one try reads, and the next knows again. `offset` and `line` are what open at the next record."""
 
-    def __init__(self, fd: int, *, name: str, quoted: bool) -> None:
+    unit = "line"
+    """What `line` counts, from 1."""
+
+    def __init__(self, fd: int, *, name: str) -> None:
         self._file = open(fd, "rb", buffering=0)  # noqa: SIM115 - closed by close(); has no path
         self._name = name
-        self._quoted = quoted  # CSV: a record goes on while a quote is open
         self._info = os.fstat(fd)
         self.bytes = self._info.st_size
-        plain: Any = gzip.GzipFile(fileobj=self._file) if name.endswith(".gz") else self._file
-        self._stream: IO[bytes] = io.BufferedReader(plain, 1 << 20)
-        self._pushed_back: deque[bytes] = deque()
         self.offset = 0
         self.line = 1
         self.refused: list[tuple[int, bytes, str]] = []
@@ -78,17 +77,19 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     @property
     def identity(self) -> dict[str, Any]:
         """Tells this file from another one under the same name, on whatever host."""
-        head = os.pread(self._file.fileno(), HEAD_BYTES, 0)
         return {
             "size": self._info.st_size,
             "modified_ns": self._info.st_mtime_ns,
-            "head": hashlib.sha256(head).hexdigest(),
+            "head": self._digest(HEAD_BYTES, 0),
         }
 
     @property
@@ -96,6 +97,25 @@ class Source:
         """True when somebody has written to the file since it was opened."""
         now = os.fstat(self._file.fileno())
         return (now.st_size, now.st_mtime_ns) != (self._info.st_size, self._info.st_mtime_ns)
+
+    def _digest(self, size: int, at: int) -> str:
+        return hashlib.sha256(os.pread(self._file.fileno(), size, at)).hexdigest()
+
+
+class Source(OpenFile):
+    """A text file, plain or gzip, as batches of records."""
+
+    def __init__(self, fd: int, *, name: str, quoted: bool) -> None:
+        super().__init__(fd, name=name)
+        self._quoted = quoted  # CSV: a record goes on while a quote is open
+        plain: Any = gzip.GzipFile(fileobj=self._file) if name.endswith(".gz") else self._file
+        self._stream: IO[bytes] = io.BufferedReader(plain, 1 << 20)
+        self._pushed_back: deque[bytes] = deque()
+
+    def close(self) -> None:
+        """Closes the file and what unpacks it."""
+        self._stream.close()
+        super().close()
 
     @property
     def percent(self) -> float:

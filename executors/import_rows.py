@@ -39,7 +39,7 @@ def csv_layout(
 ) -> Layout:
     """For CSV; reads the header, if there is one."""
     names = _read_header(source, delimiter) if header else _names_without_header(columns, table_columns)
-    target = _targets(columns, names)
+    target = targets(columns, names)
     picked = [index for index, name in enumerate(names) if name in target]
     whole = len(picked) == len(names)
 
@@ -76,7 +76,7 @@ def ndjson_layout(
         strict = True
     else:
         strict = False
-    target = _targets(columns, list(columns))
+    target = targets(columns, list(columns))
     fields = [(name, _json_field if column in json_columns else _csv_field) for name, column in target.items()]
 
     def encode(record: bytes) -> bytes | None:
@@ -125,7 +125,7 @@ def _names_without_header(columns: Columns, table_columns: list[str]) -> list[st
     return list(columns or table_columns)
 
 
-def _targets(columns: Columns, names: list[str]) -> dict[str, str]:
+def targets(columns: Columns, names: list[str]) -> dict[str, str]:
     """The file's column → the table's, for those to load."""
     if columns is None:
         return {name: name for name in names}
@@ -151,7 +151,7 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-class _Number(str):
+class Number(str):
     """A fraction as written: a float would lose digits of a numeric column's value."""
 
     __slots__ = ()
@@ -161,7 +161,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_decoder = json.JSONDecoder(parse_float=_Number, parse_constant=_refuse_constant)
+_decoder = json.JSONDecoder(parse_float=Number, parse_constant=_refuse_constant)
 
 
 def _parse_object(record: bytes) -> dict[str, Any]:
@@ -196,25 +196,25 @@ def _csv_field(value: Any) -> str:
         return ""
     if kind is bool:
         return "true" if value else "false"
-    if kind is int or kind is _Number:
+    if kind is int or kind is Number:
         return str(value)
     return _json_field(value)
 
 
 def _json_field(value: Any) -> str:
     """For a column of type json, in which a text is a JSON string; null is SQL's here too."""
-    return "" if value is None else f'"{_dump(value).replace(_QUOTE, _QUOTE * 2)}"'
+    return "" if value is None else f'"{dump_json(value).replace(_QUOTE, _QUOTE * 2)}"'
 
 
-def _dump(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """A nested value as JSON again, its numbers as they were written."""
     match value:
-        case _Number():
+        case Number():
             return value
         case dict():
-            return "{" + ", ".join(f"{json.dumps(key)}: {_dump(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{json.dumps(key)}: {dump_json(item)}" for key, item in value.items()) + "}"
         case list():
-            return "[" + ", ".join(map(_dump, value)) + "]"
+            return "[" + ", ".join(map(dump_json, value)) + "]"
         case _:
             return json.dumps(value)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection, Cursor, sql
 
 from .import_file import Record
 
@@ -32,8 +32,25 @@ class Table:
 
     schema: str
     name: str
-    columns: list[str]
-    json_columns: frozenset[str]
+    types: dict[str, str] = field(default_factory=dict)
+    """Of each column, in order; of a domain the type below it."""
+    not_null: frozenset[str] = frozenset()
+    partitioned: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns' names."""
+        return list(self.types)
+
+    @property
+    def json_columns(self) -> set[str]:
+        """Those in which a text is a JSON string."""
+        return {name for name, type in self.types.items() if type in ("json", "jsonb")}
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Its name in a statement."""
+        return sql.Identifier(self.schema, self.name)
 
 
 def find_table(conn: Connection[Any], name: str) -> Table:
@@ -44,12 +61,12 @@ def find_table(conn: Connection[Any], name: str) -> Table:
         """
         select n.nspname, c.relname, c.relkind in ('r', 'p'),
                n.nspname in ('dispatcher', 'information_schema') or n.nspname like 'pg\\_%%',
-               array(select a.attname::text from pg_attribute a
-                     where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-                     order by a.attnum),
-               array(select a.attname::text from pg_attribute a
-                     where a.attrelid = c.oid and a.attnum > 0
-                       and a.atttypid in ('json'::regtype, 'jsonb'::regtype))
+               c.relkind = 'p',
+               (select json_agg(json_build_array(
+                            a.attname, case when t.typbasetype = 0 then t.oid else t.typbasetype end::regtype::text,
+                            a.attnotnull) order by a.attnum)
+                from pg_attribute a join pg_type t on t.oid = a.atttypid
+                where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.oid = to_regclass(%s)
         """,
@@ -58,12 +75,19 @@ def find_table(conn: Connection[Any], name: str) -> Table:
     conn.commit()
     if row is None:
         raise TableProblem(f"there is no table {name!r}")
-    schema, table, plain, reserved, columns, json_columns = row
+    schema, table, plain, reserved, partitioned, columns = row
     if reserved:
         raise TableProblem(f"schema {schema!r} is not for imports")
     if not plain:
         raise TableProblem(f"{name!r} is no table")
-    return Table(schema, table, columns, frozenset(json_columns))
+    columns = columns or []
+    return Table(
+        schema,
+        table,
+        types={column: type for column, type, _ in columns},
+        not_null=frozenset(column for column, _, not_null in columns if not_null),
+        partitioned=partitioned,
+    )
 
 
 class Loader:
@@ -76,10 +100,12 @@ class Loader:
     def __init__(self, conn: Connection[Any], table: Table, columns: list[str], delimiter: str, null: str) -> None:
         self._conn = conn
         self._window: int | None = None
+        self.inserted = 0
+        """Of the rows loaded, those that were not there before; counted where a key is given."""
         self._copy_statement = sql.SQL(
             "copy {} ({}) from stdin (format csv, header, delimiter {}, null {}, encoding 'UTF8')"
         ).format(
-            sql.Identifier(table.schema, table.name),
+            table.identifier,
             sql.SQL(", ").join(map(sql.Identifier, columns)),
             sql.Literal(delimiter),
             sql.Literal(null),
@@ -117,10 +143,13 @@ class Loader:
 
     def _copy(self, part: Sequence[Record]) -> int:
         with self._conn.transaction(), self._conn.cursor() as cursor:
-            with cursor.copy(self._copy_statement) as copy:
-                # The header line fixes what ends a line before a first row with a line break inside can.
-                copy.write(b"-\n" + b"".join([data for _, data in part]))
-            return cursor.rowcount
+            return self._send(cursor, part)
+
+    def _send(self, cursor: Cursor[Any], part: Sequence[Record]) -> int:
+        with cursor.copy(self._copy_statement) as copy:
+            # The header line fixes what ends a line before a first row with a line break inside can.
+            copy.write(b"-\n" + b"".join([data for _, data in part]))
+        return cursor.rowcount
 
     def _locate(self, exc: psycopg.Error, part: Sequence[Record]) -> tuple[int | None, str | None]:
         """Which row was refused; None where PostgreSQL does not say. Raises what is no row's fault."""

@@ -1,6 +1,6 @@
 """The daemon's side of a worker process: it starts one, hands it jobs one by one, and kills it.
 
-The process is a supervised program (dispatcher/process.py): it ends, with all that its job has started, when this
+The process is a supervised program (dispatcher/supervised.py): it ends, with all that its job has started, when this
 process dies in whatever way, and the proof of this process's death waits for it. Each has a socket of its own: workers
 that share a pipe share its lock, and one that dies with the lock in hand stops all the others.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from dispatcher.job import CancelReason
 from dispatcher.outcome import Outcome
 from dispatcher.pools.messages import Attempt, CancelOrder, Done, FromWorker, Order, Setup, Started, ToWorker
-from dispatcher.process import Supervised, SupervisorDied, order_for
+from dispatcher.supervised import Supervised, SupervisorDied, order_for
 
 _BOOT = """\
 import sys
@@ -47,14 +47,8 @@ class WorkerProcess:
         with theirs:
             argv = [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), "dispatcher worker"]
             try:
-                self._supervised = Supervised(
-                    order_for(argv, Path.cwd(), os.environ),
-                    stdin=None,
-                    tail_bytes=0,
-                    kill_after_s=0.0,
-                    keep_open=[theirs.fileno()],
-                    own_streams=False,
-                )
+                order = order_for(argv, Path.cwd(), os.environ)
+                self._supervised = Supervised(order, keep_open=[theirs.fileno()])
             except BaseException:
                 ours.close()
                 raise

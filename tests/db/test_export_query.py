@@ -271,7 +271,7 @@ def test_cancel_ends_a_running_query_at_once_and_leaves_no_file(
         worker = threading.Thread(target=queue.drain)
         worker.start()
         until(lambda: value(conn, "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"))
-        [execution] = queue._inflight.executing.values()
+        [execution] = queue._inflight.executing
         assert execution.ctx is not None
         execution.ctx.cancel(CancelReason.REQUESTED)
         worker.join(10)

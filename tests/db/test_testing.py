@@ -115,7 +115,7 @@ def test_executor_by_the_name_of_its_type() -> None:
     assert run_inline("ways", {"end": "return"}, registry=Registry([declared(ways)])).state is State.SUCCEEDED
     with pytest.raises(ExecutorError, match="known types: ways"):
         run_inline("other", registry=Registry([declared(ways)]))
-    with pytest.raises(ExecutorError, match="known types: bulk_import, command"):
+    with pytest.raises(ExecutorError, match=r"known types: .*bulk_import, command"):
         run_inline("other")
     with pytest.raises(ExecutorError, match="decorate it"):
         run_inline(print)

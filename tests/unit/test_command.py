@@ -12,20 +12,23 @@ from dispatcher_executors.command import CommandFailed, CommandPayload, command
 from pydantic import ValidationError
 
 from dispatcher.context import Context, Interrupted
-from dispatcher.executor import Fail, Registry
+from dispatcher.executor import Fail, Registry, Snooze
 from dispatcher.job import CancelReason, Job
 
 
 class Silent:
-    """A runtime that takes no note."""
+    """A runtime that only listens."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[float, str | None]] = []
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
-        """Nobody watches."""
+        self.progress.append((percent, message))
 
 
 @pytest.fixture
 def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def allow(**programs: str | list[str]) -> None:
+    def allow(**programs: Any) -> None:
         monkeypatch.setenv("DISPATCHER_COMMANDS", json.dumps(programs))
 
     return allow
@@ -92,7 +95,17 @@ def test_only_names_on_the_list_run(allow: Any, name: str) -> None:
         run(program=name)
 
 
-@pytest.mark.parametrize("setting", ["{", "[]", '"x"', '{"a": 1}'])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "{",
+        "[]",
+        '"x"',
+        '{"a": 1}',
+        '{"a": {"argv": ["/bin/sh"], "shell": true}}',
+        '{"a": {"argv": ["/bin/sh"], "timeout_s": 0}}',
+    ],
+)
 def test_broken_setting_is_named(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
     monkeypatch.setenv("DISPATCHER_COMMANDS", setting)
     with pytest.raises(Fail, match="DISPATCHER_COMMANDS must be a JSON object"):
@@ -147,7 +160,7 @@ def test_environment_is_clean_and_names_the_attempt(allow: Any, monkeypatch: pyt
     assert variables["JOB_ID"] == "7"
     assert variables["JOB_ATTEMPT"] == "3"
     assert variables["JOB_DAY"] == "2013-01-01"
-    assert set(variables) == {"PATH", "LANG", "HOME", "TMPDIR", "JOB_ID", "JOB_ATTEMPT", "JOB_DAY"}
+    assert set(variables) == {"PATH", "LANG", "HOME", "TMPDIR", "JOB_ID", "JOB_ATTEMPT", "JOB_RESULT", "JOB_DAY"}
 
 
 def test_program_runs_in_an_empty_folder_that_is_removed(allow: Any) -> None:
@@ -172,6 +185,67 @@ def test_cancel_ends_the_program(allow: Any, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(ctx)
     thread.join()
+
+
+def test_progress_is_heard_while_the_program_runs(allow: Any) -> None:
+    allow(shell=["/bin/sh", "-c"])
+    lines = [
+        "::progress 20 é",
+        "::progress 55.5%",
+        "::progress x",
+        " ::progress 60",
+        "::progress 100 done",
+        "::progress 1000",
+    ]
+    ctx = context(program="shell", args=["cat; echo ::progress 99 >&2"], stdin="\n".join(lines))
+    result = run(ctx)
+    runtime: Any = ctx._runtime
+    assert runtime.progress == [(0, "shell runs"), (20, "é"), (55.5, None), (100, "done")]
+    assert "::progress 20" in result["stdout"]
+
+
+def test_json_that_the_program_leaves_is_in_the_result(allow: Any) -> None:
+    allow(shell=["/bin/sh", "-c"])
+    result = run(program="shell", args=["""printf '{"pages": [1, "é"]}' > "$JOB_RESULT"; echo text"""])
+    assert result["result"] == {"pages": [1, "é"]}
+    assert result["stdout"] == "text\n"
+    assert run(program="shell", args=["echo null > $JOB_RESULT"])["result"] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo '{' > $JOB_RESULT", "is no JSON: Expecting property name"),
+        ("printf '\\377' > $JOB_RESULT", "is no JSON"),
+        ("echo '[NaN]' > $JOB_RESULT", "is no JSON: NaN is none of its values"),
+        ("head -c 1048577 /dev/zero > $JOB_RESULT", "is larger than 1048576 bytes"),
+        ("ln -s /etc/hostname $JOB_RESULT", "cannot be read"),
+        ("mkfifo $JOB_RESULT", "no regular file"),
+        ("mkdir $JOB_RESULT", "no regular file"),
+        ("yes '[' | head -100000 > $JOB_RESULT", "is no JSON"),
+    ],
+)
+def test_result_that_is_none_fails_in_one_line_and_reads_nobodys_file(allow: Any, script: str, reason: str) -> None:
+    allow(shell=["/bin/sh", "-c"])
+    with pytest.raises(Fail, match=f"the result of shell.* {reason}"):
+        run(program="shell", args=[script])
+
+
+def test_exit_statuses_mean_what_the_administrator_says(allow: Any) -> None:
+    allow(shell={"argv": ["/bin/sh", "-c"], "fail_on": [2], "snooze_on": [75], "snooze_s": 5})
+    with pytest.raises(Fail, match="shell exited with status 2: wrong day"):
+        run(program="shell", args=["echo wrong day >&2; exit 2"])
+    with pytest.raises(Snooze) as caught:
+        run(program="shell", args=["exit 75"])
+    assert caught.value.after_s == 5
+    with pytest.raises(CommandFailed, match="status 1"):
+        run(program="shell", args=["exit 1"])
+
+
+def test_program_is_ended_after_its_own_time(allow: Any) -> None:
+    allow(shell={"argv": ["/bin/sh", "-c"], "timeout_s": 0.2})
+    with pytest.raises(CommandFailed, match=r"shell was ended after 0\.2 s, which DISPATCHER_COMMANDS allows it"):
+        run(program="shell", args=["exec sleep 100"])
 
 
 def test_both_executors_are_registered_as_installed() -> None:

@@ -18,6 +18,7 @@ from dispatcher import process
 from dispatcher.context import Context, Interrupted
 from dispatcher.job import CancelReason, Job
 from dispatcher.process import ProgramResult, run_program
+from dispatcher.supervised import Supervised, SupervisorDied, order_for
 
 # An orphan in a session of its own that ignores SIGTERM, holds the output open and tells its number.
 STUBBORN = 'setsid sh -c \'trap "" TERM; echo $$ > "$0"; while :; do sleep 0.1; done\' "$1" & '
@@ -129,6 +130,56 @@ def test_gigabytes_of_output_leave_a_bounded_tail(ctx: Context) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
 
+def test_lines_are_told_as_they_come_and_not_at_the_end(ctx: Context, tmp_path: Path) -> None:
+    """The program waits for an answer to its line: told late, it would wait for ever."""
+    heard: list[tuple[str, bytes]] = []
+    fifo = tmp_path / "answer"
+    os.mkfifo(fifo)
+
+    def hear(stream: str, line: bytes) -> None:
+        heard.append((stream, line))
+        if line == b"20%":
+            fifo.write_text("go on")
+
+    script = r'printf "10%%\r20%%\r"; cat "$1" >&2; printf "\n\nlast"'
+    ended = shell(script, fifo, ctx=ctx, on_line=hear)
+    # What the two streams say at the end has no order between them.
+    assert heard[:2] == [("stdout", b"10%"), ("stdout", b"20%")]
+    assert sorted(heard[2:]) == [("stderr", b"go on"), ("stdout", b"last")]
+    assert ended.stdout == b"10%\r20%\r\n\nlast"
+
+
+def test_line_without_an_end_is_cut_instead_of_kept(ctx: Context) -> None:
+    heard: list[bytes] = []
+    shell("head -c 5000000 /dev/zero; echo; echo next", ctx=ctx, on_line=lambda _, line: heard.append(line))
+    assert [len(line) for line in heard] == [8192, 4]
+
+
+def test_error_of_who_hears_the_lines_kills_the_program(ctx: Context, tmp_path: Path) -> None:
+    def hear(stream: str, line: bytes) -> None:
+        raise LookupError
+
+    file = tmp_path / "pid"
+    with pytest.raises(LookupError):
+        shell('echo $$ > "$1"; echo line; exec sleep 100', file, ctx=ctx, on_line=hear)
+    assert not alive(pid_in(file))
+
+
+def test_time_of_its_own_ends_a_program_that_ignores_sigterm(ctx: Context, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    script = "trap '' TERM; " + STUBBORN + "while :; do sleep 0.1; done"
+    ended = shell(script, file, ctx=ctx, timeout_s=0.5, kill_after_s=0.2)
+    assert ended.timed_out
+    assert ended.signal == signal.SIGKILL
+    assert not alive(pid_in(file))
+    assert not shell("exit 0", ctx=ctx, timeout_s=60).timed_out
+
+
+def test_without_a_context_a_canceled_job_can_still_clean_up(tmp_path: Path) -> None:
+    assert run_program(["/usr/bin/touch", str(tmp_path / "cleaned")], ctx=None).exit_status == 0
+    assert (tmp_path / "cleaned").exists()
+
+
 def test_grandchild_that_keeps_the_output_open_is_killed_when_the_program_ends(ctx: Context, tmp_path: Path) -> None:
     started = time.monotonic()
     ended = shell(STUBBORN + 'until [ -s "$1" ]; do sleep 0.01; done; echo bye', tmp_path / "pid", ctx=ctx)
@@ -237,12 +288,12 @@ def lock_file(tmp_path: Path) -> Path:
 DAEMON = """
 import fcntl, os, sys, threading
 from datetime import datetime
-from dispatcher import process
+from dispatcher import process, supervised
 from dispatcher.context import Context
 from dispatcher.job import Job
 lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
-process.inherit(lock)
+supervised.inherit(lock)
 ctx = Context(Job(1, "t", None, {}, 0, 1, 0, datetime.now()), timeout_s=None, runtime=None)
 run = lambda: process.run_program(["/bin/sh", "-c", *sys.argv[2:]], ctx=ctx)
 thread = threading.Thread(target=run)
@@ -340,7 +391,7 @@ def test_killed_supervisor_takes_the_program_with_it(ctx: Context, tmp_path: Pat
     raised: list[BaseException] = []
 
     def run() -> None:
-        with pytest.raises(process.SupervisorDied) as caught:
+        with pytest.raises(SupervisorDied) as caught:
             shell(script, own, grandchild, ctx=ctx)
         raised.append(caught.value)
 
@@ -371,10 +422,8 @@ def test_many_programs_at_once_leave_no_file_open() -> None:
 
 def test_an_armed_supervisor_that_is_armed_anew_lets_live(tmp_path: Path) -> None:
     own = tmp_path / "own"
-    order = process.order_for(["/bin/sh", "-c", 'echo $$ > "$0"; exec sleep 100', str(own)], "/", {"PATH": "/bin"})
-    with process.Supervised(
-        order, stdin=None, tail_bytes=0, kill_after_s=0.0, keep_open=(), own_streams=False
-    ) as program:
+    order = order_for(["/bin/sh", "-c", 'echo $$ > "$0"; exec sleep 100', str(own)], "/", {"PATH": "/bin"})
+    with Supervised(order) as program:
         program.start()
         began = time.monotonic()
         while time.monotonic() - began < 1.2:
@@ -388,10 +437,8 @@ def test_an_armed_supervisor_that_hears_no_more_ends_everything_in_time(tmp_path
     """By itself, or where it is stopped by the kernel's timer and the death signal of its program."""
     own, grandchild = tmp_path / "own", tmp_path / "grandchild"
     script = 'echo $$ > "$1"; setsid sh -c \'echo $$ > "$0"; exec sleep 100\' "$2" & wait'
-    order = process.order_for(["/bin/sh", "-c", script, "sh", str(own), str(grandchild)], "/", {"PATH": "/bin"})
-    with process.Supervised(
-        order, stdin=None, tail_bytes=0, kill_after_s=0.0, keep_open=(), own_streams=False
-    ) as program:
+    order = order_for(["/bin/sh", "-c", script, "sh", str(own), str(grandchild)], "/", {"PATH": "/bin"})
+    with Supervised(order) as program:
         program.start()
         pids = [pid_in(own), pid_in(grandchild)]
         supervisor = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
