@@ -52,14 +52,24 @@ class Attempts:
             return None
         return self.watch(execution, job)
 
-    def watch(self, execution: Execution, job: Job) -> Context:
-        """The context of an attempt, by which it is told to stop."""
-        timeout_s = execution.claimed.timeout_s or execution.executor.timeout_s or self._job_timeout_s
+    def watch(self, execution: Execution, job: Job, *, start_s: float = 0.0) -> Context:
+        """The context of an attempt, by which it is told to stop. It may take `start_s` until it has started."""
+        timeout_s = self.timeout_s(execution) + start_s
         ctx = Context(job, timeout_s=timeout_s, runtime=self._runtime, clock=self._clock)
         execution.ctx = ctx
         if execution.cancel_requested:
             ctx.cancel(CancelReason.REQUESTED)
         return ctx
+
+    def timeout_s(self, execution: Execution) -> float:
+        """How long it may take."""
+        return execution.claimed.timeout_s or execution.executor.timeout_s or self._job_timeout_s
+
+    def started(self, execution: Execution) -> None:
+        """It has started only now, elsewhere: its time counts from here."""
+        assert execution.ctx is not None
+        execution.started_at = self._clock()
+        execution.ctx.deadline = execution.started_at + self.timeout_s(execution)
 
     def conclude(self, execution: Execution, ctx: Context, ending: Returned | Raised) -> None:
         """Sets the outcome, after the hooks."""

@@ -18,7 +18,6 @@ import asyncio
 import concurrent.futures
 import logging
 import secrets
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,7 +35,7 @@ from dispatcher.pools.attempt import Attempts, job_of, without_payload
 from dispatcher.pools.dask_worker import Answer, Ended, Task, Word, attend, guard
 from dispatcher.pools.loop import LoopPool
 from dispatcher.pools.messages import Attempt, Order
-from dispatcher.pools.news import pass_on
+from dispatcher.pools.news import START_S, pass_on
 
 log = logging.getLogger("dispatcher.pool")
 
@@ -223,7 +222,7 @@ class DaskPool(LoopPool):
     # One job.
 
     async def _run(self, execution: Execution) -> None:
-        ctx = self._attempts.watch(execution, without_payload(execution.claimed))
+        ctx = self._attempts.watch(execution, without_payload(execution.claimed), start_s=START_S)
         self._executions[execution.key] = execution
         member = await self._find_place(ctx)
         try:
@@ -256,7 +255,7 @@ class DaskPool(LoopPool):
             return
         future = client.submit(
             guard,
-            self._task(nonce, execution, ctx, alive_until),
+            self._task(nonce, execution, alive_until),
             key=f"dispatcher-{self._owner}-{execution.claimed.id}-{execution.claimed.attempt}",
             workers=[member.address],
             allow_other_workers=False,
@@ -285,13 +284,12 @@ class DaskPool(LoopPool):
         else:  # the scheduler is gone, which is no fault of the job
             execution.outcome = Outcome.release(ctx.job)
 
-    def _task(self, nonce: str, execution: Execution, ctx: Context, alive_until: float) -> Task:
-        assert ctx.deadline is not None
+    def _task(self, nonce: str, execution: Execution, alive_until: float) -> Task:
         return Task(
             owner=self._owner,
             nonce=nonce,
             alive_until=alive_until,
-            order=Order(execution.claimed, execution.executor.source, max(0.001, ctx.deadline - time.monotonic())),
+            order=Order(execution.claimed, execution.executor.source, self._attempts.timeout_s(execution)),
             installation=self._installation,
             max_result_bytes=self._attempts.max_result_bytes,
             log_level=logging.getLogger().level,

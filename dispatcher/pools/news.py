@@ -7,13 +7,17 @@ from collections.abc import Iterable
 
 from dispatcher.inflight import Execution
 from dispatcher.pools.attempt import Attempts
-from dispatcher.pools.messages import FromWorker, HookFailed, Logged, Progress, Stack
+from dispatcher.pools.messages import FromWorker, HookFailed, Logged, Progress, Stack, Started
+
+START_S = 60.0  # for a process to start and import its executor, before the time of its job begins
 
 
 def pass_on(execution: Execution, news: Iterable[FromWorker], attempts: Attempts) -> None:
     """Makes it known as if the job ran here."""
     for one in news:
         match one:
+            case Started():
+                attempts.started(execution)
             case Progress(percent, message):
                 assert execution.ctx is not None
                 execution.ctx.progress(percent, message)

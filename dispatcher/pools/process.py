@@ -16,7 +16,7 @@ from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Crash, Outcome, Raised
 from dispatcher.pools.attempt import Attempts, job_of, without_payload
 from dispatcher.pools.messages import Order, Setup
-from dispatcher.pools.news import pass_on
+from dispatcher.pools.news import START_S, pass_on
 from dispatcher.pools.thread import ThreadPool
 from dispatcher.pools.worker import NeverStarted, WorkerDied, WorkerProcess
 
@@ -66,7 +66,7 @@ class ProcessPool(ThreadPool):
                 return
 
     def _run(self, execution: Execution) -> None:
-        ctx = self._attempts.watch(execution, without_payload(execution.claimed))
+        ctx = self._attempts.watch(execution, without_payload(execution.claimed), start_s=START_S)
         try:
             ctx.raise_if_canceled()  # canceled while it waited for its turn
             execution.outcome = self._run_in_worker(execution, ctx)
@@ -81,7 +81,7 @@ class ProcessPool(ThreadPool):
         for last in (False,) * (STARTS - 1) + (True,):
             worker, ended = self._take(), threading.Event()
             try:
-                worker.begin(self._order(execution, ctx))
+                worker.begin(self._order(execution))
                 stop = threading.Thread(target=self._stop, args=(worker, execution, ended), daemon=True)
                 ctx.on_cancel(stop.start)  # a thread of its own: it waits
                 return worker.finish(lambda news: pass_on(execution, [news], self._attempts))
@@ -104,10 +104,8 @@ class ProcessPool(ThreadPool):
             worker.close()
         return WorkerProcess(self._setup)
 
-    def _order(self, execution: Execution, ctx: Context) -> Order:
-        assert ctx.deadline is not None
-        timeout_s = max(0.001, ctx.deadline - self._clock())
-        return Order(execution.claimed, execution.executor.source, timeout_s)
+    def _order(self, execution: Execution) -> Order:
+        return Order(execution.claimed, execution.executor.source, self._attempts.timeout_s(execution))
 
     def _stop(self, worker: WorkerProcess, execution: Execution, ended: threading.Event) -> None:
         ctx = execution.ctx

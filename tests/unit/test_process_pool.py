@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_a_job_that_hears_nothing_is_killed_with_what_it_started(pooling: Poolin
     assert (execution.outcome.state, errors(execution.outcome)[0]["kind"]) == (State.FAILED, "timeout")
     for pid in (tmp_path / "pids").read_text(encoding="ascii").split():
         assert not psutil.pid_exists(int(pid)), "the end was told although something still runs"
+
+
+def test_the_time_to_start_a_process_is_not_the_job_s(pooling: Pooling) -> None:
+    execution = pooling.make(far_jobs.hang, file="/nowhere/file")  # a worker that is not warm yet, a timeout of 0.3 s
+    pooling.submit(execution)
+    while execution.ctx is None:
+        pooling.pool.nudge()
+    assert execution.ctx.deadline is not None
+    assert execution.ctx.deadline - time.monotonic() > 10
+    outcome = pooling.outcome(execution)
+    assert "FileNotFoundError" in errors(outcome)[0]["message"]
+    assert execution.ctx.deadline - execution.started_at == pytest.approx(0.3)
 
 
 def test_a_job_that_heeds_is_canceled_and_its_worker_goes_on(pooling: Pooling) -> None:
