@@ -121,6 +121,7 @@ def ask(
     ctx.on_cancel(wire.cut)
     for followed in range(redirects + 1):
         with ExitStack() as stack:
+            stack.callback(wire.close)
             with _named(ctx, target):
                 connection = stack.enter_context(
                     httpcore.HTTPConnection(

@@ -152,10 +152,13 @@ def _rule(entry: str, setting: str) -> Rule:
     internal = entry.startswith("internal:")
     match = _ENTRY.fullmatch(entry.removeprefix("internal:"))
     star, bare = ("*", match[2][2:]) if match and (match[2] + ".").startswith("*.") else ("", match[2] if match else "")
-    if match is None or "*" in bare or not (star or bare):
-        raise Fail(f"{setting}: {entry!r} is no host; write hosts like {EXAMPLE}")
-    scheme = match[1] or "https"
-    host = parse(f"{scheme}://{bare}").host if bare else ""
+    try:
+        if match is None or "*" in bare or not (star or bare):
+            raise Fail("no host")
+        scheme = match[1] or "https"
+        host = parse(f"{scheme}://{bare}").host if bare else ""
+    except Fail:
+        raise Fail(f"{setting}: {entry!r} is no host; write hosts like {EXAMPLE}") from None
     address = None if star else _literal(host)
     name = f"{star}.{host}" if star and host else star or host
     return Rule(scheme, name, int(match[3] or _PORTS[scheme]), address, internal)

@@ -68,11 +68,12 @@ class Wire:
             self._sock = sock
         self.check()
 
-    def close(self, sock: socket.socket) -> None:
+    def close(self) -> None:
         """Closes it. Under the lock, so that a cut never meets a number that belongs to another file by now."""
         with self._lock:
+            if self._sock is not None:
+                self._sock.close()
             self._sock = None
-            sock.close()
 
     def connect(self, target: Target) -> socket.socket:
         """A connection to the first of the host's addresses that answers, once all of them are allowed."""
@@ -114,8 +115,8 @@ class Wire:
     def _connect(self, family: int, address: Any) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.setblocking(False)
             self.hold(sock)
+            sock.setblocking(False)
             code = sock.connect_ex(address)
             self.check()  # a cut before connect_ex found nothing to shut; one from here on does
             if code == errno.EINPROGRESS:
@@ -129,7 +130,7 @@ class Wire:
                 raise OSError(code, os.strerror(code))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:
-            self.close(sock)
+            self.close()
             raise
         return sock
 
@@ -174,7 +175,7 @@ class _Stream(httpcore.NetworkStream):
             raise httpcore.WriteError(_reason(exc)) from exc
 
     def close(self) -> None:
-        self._wire.close(self._sock)
+        self._wire.close()
 
     def start_tls(
         self,
@@ -182,16 +183,14 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
-        sock: socket.socket = self._sock
         try:
-            sock.settimeout(self._wire.left())
+            self._sock.settimeout(self._wire.left())
             # The handshake is a step of its own, for a cut has to find the new socket while it goes on.
-            secure = ssl_context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
-            sock = secure
+            secure = ssl_context.wrap_socket(self._sock, server_hostname=server_hostname, do_handshake_on_connect=False)
             self._wire.hold(secure)
             secure.do_handshake()
         except BaseException as exc:
-            self._wire.close(sock)
+            self._wire.close()
             if isinstance(exc, TimeoutError):
                 raise httpcore.ConnectTimeout("the time was over before TLS was agreed on") from exc
             if isinstance(exc, OSError):
@@ -200,7 +199,7 @@ class _Stream(httpcore.NetworkStream):
         return _Stream(self._wire, secure)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._sock if info in ("socket", "ssl_object") else None
+        return self._sock if info == "socket" else None
 
 
 def tls() -> ssl.SSLContext:

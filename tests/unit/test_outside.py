@@ -341,7 +341,7 @@ def canceled(ctx: Context, url: str, when: threading.Event) -> float:
 
 def test_cancel_ends_a_wait_for_an_answer_at_once(hosts: Callable[..., None]) -> None:
     over = threading.Event()
-    with serve(lambda asked: Reply() if over.wait(50) else Reply()) as site:
+    with serve(lambda asked: Reply(status=200 + over.wait(50))) as site:
         hosts(site.url)
         assert canceled(context(), site.url, site.arrived) < 2
         over.set()
@@ -439,7 +439,7 @@ def test_server_that_drips_does_not_outlast_the_deadline(hosts: Callable[..., No
 
 def test_job_s_own_deadline_ends_a_request_a_moment_before(hosts: Callable[..., None]) -> None:
     over = threading.Event()
-    with serve(lambda asked: Reply() if over.wait(50) else Reply()) as site:
+    with serve(lambda asked: Reply(status=200 + over.wait(50))) as site:
         hosts(site.url)
         begun = time.monotonic()
         with pytest.raises(Unreachable, match="the time is over"), ask(context(1.3), "GET", site.url):
@@ -448,13 +448,11 @@ def test_job_s_own_deadline_ends_a_request_a_moment_before(hosts: Callable[..., 
         over.set()
 
 
-def test_nobody_there_is_another_try() -> None:
+def test_nobody_there_is_another_try(hosts: Callable[..., None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Unreachable, match="Connection refused"):
-        patch.setenv(HOSTS, url)
-        with ask(context(), "GET", url):
-            pass
+        hosts(url := f"http://127.0.0.1:{closed.getsockname()[1]}")
+    with pytest.raises(Unreachable, match="Connection refused"), ask(context(), "GET", url):
+        pass
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])
@@ -521,8 +519,10 @@ def test_endless_headers_are_not_read(hosts: Callable[..., None]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("Host", "x"), ("content-length", "1"), ("Transfer-Encoding", "chunked"), ("Proxy-Authorization", "s3cret")]
-    + [("X-A", "s3cret\r\nX-B: c"), ("X-A", "s3cret\n"), ("X A", "s3cret"), ("", "s3cret"), ("X:A", "s3cret")],
+    [
+        *[("Host", "x"), ("content-length", "1"), ("Transfer-Encoding", "chunked"), ("Proxy-Authorization", "s3cret")],
+        *[("X-A", "s3cret\r\nX-B: c"), ("X-A", "s3cret\n"), ("X A", "s3cret"), ("", "s3cret"), ("X:A", "s3cret")],
+    ],
 )
 def test_header_that_means_another_request_is_refused_and_not_shown(site: Site, name: str, value: str) -> None:
     with pytest.raises(Fail) as caught, ask(context(), "GET", site.url, headers={name: value}):
