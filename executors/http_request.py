@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from dispatcher import Context, Fail, Job, Retry, executor
 
 from .http_answer import Redactor, body_of, error_line, headers_of, pause_of
+from .http_callback import Callback, Waiting
 from .http_secrets import Secret, Signature, read_secret, sign
 from .outside import REDIRECTS, UNSENDABLE, Answer, ask
 from .outside_rules import Target, allow
@@ -24,7 +25,7 @@ from .outside_rules import Target, allow
 Status = Annotated[int, Field(ge=100, le=599)]
 
 PASSING = [408, 425, 429, 500, 502, 503, 504]
-OURS = frozenset(["dispatcher-job-id", "dispatcher-attempt", "webhook-id", "webhook-timestamp", "webhook-signature"])
+OURS = ("dispatcher-", "webhook-", "proxy-")
 
 
 class Body(BaseModel):
@@ -82,12 +83,14 @@ class HttpRequestPayload(BaseModel):
     """Keep the body as a file in the store, not in the result; one of more than 256,000 bytes goes there anyway."""
     sign: Signature | None = None
     """Sign the request as a Standard Webhook."""
+    callback: Callback | None = None
+    """Let the receiver answer 202 and finish the job later, by a request to the HTTP API."""
 
     @field_validator("headers")
     @classmethod
     def _sendable(cls, headers: dict[str, str | Secret]) -> dict[str, str | Secret]:
         for name in headers:
-            if name.lower() in UNSENDABLE | OURS or name.lower().startswith("proxy-"):
+            if name.lower() in UNSENDABLE or name.lower().startswith(OURS):
                 raise ValueError(f"{name} is not for the payload to set")
         if len({name.lower() for name in headers}) < len(headers):
             raise ValueError("a header may stand there once")
@@ -106,12 +109,19 @@ class RequestFailed(Exception):
     retry_timeouts=True,  # as any other request that gets no answer
     payload=HttpRequestPayload,
 )
-def http_request(job: Job, ctx: Context) -> dict[str, Any]:
+def http_request(job: Job, ctx: Context) -> Any:
     """Sends a request to an allowed host, and keeps the answer."""
     payload: HttpRequestPayload = job.payload
     redactor = Redactor()
     target = allow(payload.url)
     headers, body = prepare(job, target, redactor)
+    waiting = None if payload.callback is None else Waiting(ctx, job, payload.callback)
+    if waiting is not None:
+        ended, result = waiting.look()
+        if ended:
+            return result
+        headers |= waiting.begin()
+        redactor.add(headers["dispatcher-callback-token"])
     ctx.progress(0, f"asks {target.authority}")
     started = time.monotonic()
     with ask(
@@ -123,10 +133,13 @@ def http_request(job: Job, ctx: Context) -> dict[str, Any]:
         timeout_s=payload.timeout,
         redirects=REDIRECTS if payload.follow_redirects else 0,
     ) as answer:
+        if waiting is not None and answer.status == 202:
+            waiting.accepted()
+            return waiting.look()[1]
         judge(answer, payload, redactor)
-        result = {"status": answer.status, "url": redactor.clean(answer.url), "headers": headers_of(answer, redactor)}
-        result |= body_of(answer, ctx, redactor, most=payload.max_response_bytes, store=payload.store)
-    return result | {"elapsed_s": round(time.monotonic() - started, 3)}
+        shown = {"status": answer.status, "url": redactor.clean(answer.url), "headers": headers_of(answer, redactor)}
+        shown |= body_of(answer, ctx, redactor, most=payload.max_response_bytes, store=payload.store)
+    return shown | {"elapsed_s": round(time.monotonic() - started, 3)}
 
 
 def prepare(job: Job, target: Target, redactor: Redactor) -> tuple[dict[str, str], bytes | None]:
