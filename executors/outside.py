@@ -107,16 +107,14 @@ def ask(
     `redirects` are followed, each checked like the first URL; another origin gets neither the headers nor the body.
     Raises Fail for what is not allowed, and Unreachable where another try may help.
     """
-    try:
-        import httpcore  # noqa: PLC0415 - optional, like httpx, which brings it along
+    target = allow(url)  # first: it says so where httpx is missing, which brings httpcore along
+    import httpcore  # noqa: PLC0415
 
-        from .outside_wire import Backend, Wire, tls  # noqa: PLC0415
-    except ImportError as exc:
-        raise Fail("a request to another host needs httpx: install pg-dispatcher[http]") from exc
+    from .outside_wire import Backend, Wire, tls  # noqa: PLC0415
+
     deadline = time.monotonic() + timeout_s
     wire = Wire(deadline if ctx.deadline is None else min(deadline, ctx.deadline - SPARE_S))
     question = _Question(method, _checked(headers or {}), body)
-    target = allow(url)
     ctx.raise_if_canceled()
     ctx.on_cancel(wire.cut)
     for followed in range(redirects + 1):

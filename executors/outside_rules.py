@@ -77,7 +77,7 @@ class Target:
     def permits(self, address: Address) -> bool:
         """Whether a connection may go to what the name has led to."""
         if self.address is not None:
-            return address == self.address
+            return _mapped(address) == self.address
         return is_public(address) or (self.internal and is_inside(address))
 
 
@@ -116,6 +116,10 @@ def read_rules(setting: str = SETTING) -> list[Rule]:
 
 def allow(url: str) -> Target:
     """The URL taken apart, if DISPATCHER_HTTP_HOSTS allows it; else Fail with what to do."""
+    try:
+        import httpx  # noqa: F401, PLC0415 - optional
+    except ImportError as exc:
+        raise Fail("a request to another host needs httpx: install pg-dispatcher[http]") from exc
     rules = read_rules()
     if not rules:
         raise Fail(f"requests to other hosts are off: set {SETTING} for the daemon, for example to {EXAMPLE}")

@@ -34,12 +34,15 @@ class Worker:
         self.asked: list[Asked] = []
         self.came = threading.Event()
         self.said: list[httpx.Response] = []
+        self.hold: threading.Event | None = None
 
     def __call__(self, asked: Asked) -> Reply:
         self.asked.append(asked)
         if self.at_once is not None:
             self.call_back(self.at_once)
         self.came.set()
+        if self.hold is not None:
+            self.hold.wait(30)
         return self.reply
 
     def call_back(self, answer: Any, *, token: str | None = None, number: int = -1) -> httpx.Response:
@@ -316,6 +319,57 @@ def test_function_refuses_what_it_does_not_know(conn: Connection, answer: Any, s
     with pytest.raises(psycopg.Error) as caught:
         conn.execute("select dispatcher.answer(1, 'x', %s::jsonb)", [None if answer is None else json.dumps(answer)])
     assert caught.value.sqlstate == sqlstate
+
+
+def test_try_that_is_no_longer_the_running_one_writes_nothing(
+    queue: Queue, worker: Worker, conn: Connection, site: Site
+) -> None:
+    """The job was given to another replica while its request was under way."""
+    id = queue.enqueue("http_request", payload(site))
+    claimed = queue._claim()
+    assert claimed is not None
+
+    def lose() -> None:
+        assert worker.came.wait(30)
+        conn.execute("update dispatcher.job set attempt = attempt + 1 where id = %s", [id])
+        go.set()
+
+    go = threading.Event()
+    worker.hold = go
+    thread = threading.Thread(target=lose)
+    thread.start()
+    queue._pool.run(claimed)
+    thread.join()
+    assert len(worker.asked) == 1
+    assert value(conn, "select accepted_at is null from dispatcher.callback where job_id = %s", id)
+    assert value(conn, "select checkpoint ->> 'callback' from dispatcher.job where id = %s", id) == "asked"
+
+
+@pytest.mark.parametrize("level", ["enqueue", "read"])
+def test_answering_in_sql_needs_the_level_enqueue(
+    queue: Queue, worker: Worker, conn: Connection, superuser_dsn: str, add: Callable[..., int], level: str
+) -> None:
+    id = add()
+    queue.drain()
+    role = f"role_{secrets.token_hex(6)}"
+    with psycopg.connect(superuser_dsn, autocommit=True) as admin:
+        admin.execute(f"create role {role}".encode())
+        try:
+            conn.execute("select dispatcher.grant_access(%s, %s)", [role, level])
+            admin.execute(f"set role {role}".encode())
+            token = worker.asked[0].headers["dispatcher-callback-token"]
+            ask = "select dispatcher.answer(%s, %s, %s::jsonb)"
+            if level == "enqueue":
+                assert value(admin, ask, id, token, json.dumps(DONE)) == "pending"
+            else:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    admin.execute(ask.encode(), [id, token, json.dumps(DONE)])
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                admin.execute("select token_hashes from dispatcher.callback")
+        finally:
+            admin.execute("reset role")
+            admin.execute(f"drop owned by {role}".encode())
+            admin.execute(f"drop role {role}".encode())
 
 
 def test_row_goes_with_its_job(queue: Queue, conn: Connection, add: Callable[..., int]) -> None:

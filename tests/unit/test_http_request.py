@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,22 @@ def test_nothing_is_asked_until_the_setting_says_so() -> None:
     ended = run_inline(http_request, {"url": "https://example.com"})
     assert ended.state == State.FAILED
     assert "set DISPATCHER_HTTP_HOSTS for the daemon" in message(ended)
+
+
+def test_without_httpx_the_executor_loads_and_the_job_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, sites: Callable[..., Site]
+) -> None:
+    site = sites(Reply())
+    blocked = (
+        "import sys; sys.modules['httpx'] = sys.modules['httpcore'] = None; import dispatcher_executors.http_request"
+    )
+    subprocess.run([sys.executable, "-c", blocked], check=True)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    ended = run_inline(http_request, {"url": site.url})
+    assert (ended.state, message(ended)) == (
+        State.FAILED,
+        "a request to another host needs httpx: install pg-dispatcher[http]",
+    )
 
 
 # Statuses

@@ -244,6 +244,12 @@ def test_proxies_of_the_environment_are_not_used(site: Site, monkeypatch: pytest
         assert answer.read(10) == b"hello"
 
 
+def test_address_written_as_ipv6_is_the_same_host(hosts: Callable[..., None], site: Site) -> None:
+    with ask(context(), "GET", f"http://[::ffff:127.0.0.1]:{site.port}/") as answer:
+        assert answer.read(10) == b"hello"
+    assert site.asked[0].headers["host"] == f"[::ffff:127.0.0.1]:{site.port}"
+
+
 # Redirects
 
 

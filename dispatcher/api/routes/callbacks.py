@@ -21,7 +21,7 @@ router = APIRouter(tags=["jobs"])
     "/jobs/{id}/callback",
     response_model=StateView,
     summary="Answer for a job",
-    responses={200: good("The answer counts."), **problems(404, 409, 413)},
+    responses={200: good("The answer counts."), **problems(400, 404, 409, 413)},
 )
 async def answer_for_job(api: TheApi, token: CallbackToken, id: JobId, given: AnswerRequest) -> Response:
     """The bearer token is the job's own: what its request brought in the header Dispatcher-Callback-Token.
