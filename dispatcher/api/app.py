@@ -25,7 +25,7 @@ from dispatcher.api.guard import Guard
 from dispatcher.api.hub import Hub
 from dispatcher.api.jobs import Jobs
 from dispatcher.api.pending import PendingLimit
-from dispatcher.api.routes import batches, bulk, events, fleet, jobs, schedules, stats, types
+from dispatcher.api.routes import batches, bulk, callbacks, events, fleet, jobs, schedules, stats, types
 from dispatcher.api.tokens import Tokens
 from dispatcher.api.views import Problem
 from dispatcher.errors import DispatcherError
@@ -84,7 +84,7 @@ def create_app(dsn: str, bounds: Bounds) -> FastAPI:
         redirect_slashes=False,
     )
     app.router.routes.insert(0, jobs.PlainRead())
-    for router in (jobs, bulk, batches, events, types, schedules, stats, fleet):
+    for router in (jobs, callbacks, bulk, batches, events, types, schedules, stats, fleet):
         app.include_router(router.router)
     app.add_route("/healthz", fleet.healthz, methods=["GET"], include_in_schema=False)
     app.add_route("/readyz", fleet.readyz, methods=["GET"], include_in_schema=False)

@@ -83,6 +83,13 @@ async def _principal(request: Request, given: Credentials) -> Principal:
         raise ApiError(401, str(exc), {"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
 
 
+async def bearer_of(given: Credentials) -> str:
+    """The bearer token itself, for a route whose tokens are a job's."""
+    if given is None:
+        raise ApiError(401, "the job's own callback token is needed", {"WWW-Authenticate": "Bearer"})
+    return given.credentials
+
+
 async def authenticate(request: Request) -> Principal:
     """Whom a request comes from; raises ApiError, 401, where its token does not count, or no more."""
     return await _principal(request, await _bearer(request))
@@ -107,6 +114,8 @@ async def _overseer(caller: TheCaller) -> Principal:
     return _of_all_tenants(caller)
 
 
+CallbackToken = Annotated[str, Depends(bearer_of)]
+"""Whatever it is worth: the database knows."""
 Writer = Annotated[Principal, Depends(_writer)]
 """May enqueue, cancel and retry."""
 Admin = Annotated[Principal, Depends(_admin)]

@@ -37,6 +37,11 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
+def _shallow_result(value: Any) -> Any:
+    _shallow({"result": value})
+    return value
+
+
 def _written(value: Any) -> Any:
     """Numbers are no times here: what they would count from, and in what, is anybody's guess."""
     if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
@@ -106,6 +111,20 @@ class JobRequest(JobOptions):
         None, description="At most one unfinished job of the type has this key; the first one is answered."
     )
     parent: Id | None = Field(None, description="An open batch that it joins.")
+
+
+class AnswerRequest(Strict):
+    """How the work of a job ended that somebody else did."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"status": "succeeded", "result": {"pages": 12}}]}
+    )
+    status: Literal["succeeded", "failed"]
+    result: Annotated[Any, AfterValidator(_shallow_result)] = Field(None, description="Of a success.")
+    message: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
+        None, description="Of a failure: one line that says what was wrong."
+    )
+    retry: bool = Field(False, description="Of a failure: whether another try may help.")
 
 
 class CallbackRequest(Strict):

@@ -84,6 +84,12 @@ def retry_job(id: int) -> Operation[str]:
     return str(rows[0][0])
 
 
+def answer_job(id: int, token: str, answer: str) -> Operation[str]:
+    """The state that an answer, as JSON, leaves the job in; raises JobNotFound for a token of another."""
+    rows = yield Query("answer_job", {"id": checked_id(id), "token": token, "answer": answer})
+    return str(rows[0][0])
+
+
 def job_info(row: TupleRow) -> JobInfo:
     """A row of get_job or list_jobs as what a client sees."""
     values: list[Any] = list(row)

@@ -19,7 +19,7 @@ create table dispatcher.access (
 create function dispatcher.access_rights() returns table (level text, kind text, name text, privilege text)
 immutable language sql set search_path = pg_catalog, pg_temp as $$
     select 'enqueue', 'function', f.name, 'execute' from unnest(array[
-        'enqueue', 'enqueue_unique', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'cancel',
+        'enqueue', 'enqueue_unique', 'enqueue_many', 'enqueue_many_unique', 'enqueue_batch', 'answer', 'cancel',
         'retry']) f (name)
     union all
     select 'read', 'function', f.name, 'execute' from unnest(array[

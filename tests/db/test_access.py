@@ -28,7 +28,7 @@ from tests.unit.test_tally import tries
 
 LEVELS = ["enqueue", "read", "operate", "run"]
 # Tables that only the daemon and the owner need; whatever else a migration brings is of a level, or stands here.
-INTERNAL = {"access", "answer", "follow_up", "installation", "token"}
+INTERNAL = {"access", "answer", "callback", "follow_up", "installation", "token"}
 Make = Callable[..., str]
 Steps = list[tuple[int, str, str]]
 

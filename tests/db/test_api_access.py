@@ -20,7 +20,10 @@ BODIES: dict[tuple[str, str], Any] = {
     ("post", "/batches"): {"type": "quick", "payloads": [{}]},
     ("post", "/types/{type}/limit"): {"limit": 3},
     ("post", "/schedules"): {"name": "new", "cron": "0 3 * * *", "type": "quick"},
+    ("post", "/jobs/{id}/callback"): {"status": "succeeded"},
 }
+# Its tokens are each job's own: any other is as good as a job that is nowhere, for which there is 404.
+CALLBACK = ("post", "/jobs/{id}/callback")
 WRITE = {
     ("post", path)
     for path in (
@@ -86,6 +89,9 @@ def test_no_route_answers_without_a_token_that_counts(api: Served, conn: Connect
         caller = api.caller(token)
         for method, path in found:
             answer = send(caller, method, path, things)
+            if token is not None and (method, path) == CALLBACK:
+                assert answer.status_code == 404, token
+                continue
             assert answer.status_code == 401, (token, method, path)
             assert answer.headers["www-authenticate"].startswith("Bearer")
             assert answer.headers["content-type"] == "application/problem+json"

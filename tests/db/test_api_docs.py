@@ -37,7 +37,7 @@ def test_each_operation_says_who_may_what_goes_wrong_and_how_it_looks(api: Serve
                     assert problem["schema"] == {"$ref": "#/components/schemas/Problem"}, (where, status)
                     assert problem["example"]["status"] == int(status), where
             assert "Retry-After" in responses["503"]["headers"], where
-            if method == "post":
+            if method == "post" and path != "/jobs/{id}/callback":  # whose first answer counts in any case
                 names = [parameter["name"].lower() for parameter in operation["parameters"]]
                 assert "idempotency-key" in names, where
 

@@ -1,0 +1,165 @@
+"""What becomes of an answer: the job's result, a file in the store, or the line of an error."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from itertools import chain
+from typing import Any
+
+from dispatcher import Context, Fail, StoreError
+
+from .outside import Answer
+
+INLINE_BYTES = 256_000  # of a body that becomes part of the result; a larger one goes to the store
+LONGEST_PAUSE_S = 86400.0  # a server must not park a job for ever
+STORED_AS = "response"
+SHOWN = ("content-type", "content-length", "date", "etag", "last-modified", "link", "location", "x-request-id")
+
+
+class Redactor:
+    """Keeps the secrets of a request out of what is stored: some servers send back what they got."""
+
+    def __init__(self) -> None:
+        self._secrets: list[str] = []
+
+    def add(self, secret: str) -> str:
+        """Takes note of one, and returns it."""
+        self._secrets.append(secret)
+        return secret
+
+    def clean(self, text: str) -> str:
+        """The text without any of them, and storable: PostgreSQL knows no NUL."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text.replace("\0", "\ufffd")
+
+
+def headers_of(answer: Answer, redactor: Redactor) -> dict[str, str]:
+    """Those that say something about the body and where it is."""
+    return {name: redactor.clean(answer.headers[name])[:1000] for name in SHOWN if name in answer.headers}
+
+
+def body_of(answer: Answer, ctx: Context, redactor: Redactor, *, most: int, store: bool) -> dict[str, Any]:
+    """The body as part of the result, or its size once it is in the store; never more than `most` bytes of it."""
+    body = _Body(answer, ctx, most)
+    head = b"" if store else body.take(INLINE_BYTES + 1)
+    if not store and len(head) <= INLINE_BYTES:
+        return _shown(head, answer.headers.get("content-type", ""), redactor)
+    body.give_back(head)
+    try:
+        ctx.store(STORED_AS, body)
+    except StoreError as exc:
+        if body.problem is not None:  # what the store met with was the server's
+            raise body.problem from exc
+        wanted = "store was asked for" if store else f"the body has more than {INLINE_BYTES} bytes"
+        raise Fail(f"the answer cannot be kept: {wanted}, and {exc}") from exc
+    return {"stored_bytes": body.read_bytes}
+
+
+def error_line(answer: Answer, method: str, redactor: Redactor) -> str:
+    """The status and how the body begins, in one line."""
+    said = redactor.clean(answer.start(2000).decode(errors="replace"))
+    where = redactor.clean(answer.url.partition("?")[0])
+    line = " ".join(said.split())[:300]
+    return f"{method} {where} was answered with status {answer.status}" + (f": {line}" if line else "")
+
+
+def pause_of(answer: Answer) -> float | None:
+    """Seconds that the server asks for by Retry-After, at most a day; None where it does not."""
+    text = answer.headers.get("retry-after", "").strip()
+    if text.isdecimal() and text.isascii():
+        asked = float(text[:12])
+    else:
+        try:
+            when = parsedate_to_datetime(text)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+        try:
+            asked = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - _now(answer)
+        except (ValueError, OverflowError):
+            return None
+    return min(LONGEST_PAUSE_S, max(1.0, asked))
+
+
+def _now(answer: Answer) -> float:
+    """By the server's clock, where it tells: its Retry-After goes by that."""
+    try:
+        return parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
+        return time.time()
+
+
+class _Body:
+    """A body as a stream for the store, in constant memory."""
+
+    def __init__(self, answer: Answer, ctx: Context, most: int) -> None:
+        self.read_bytes = 0
+        self.problem: Exception | None = None
+        self._chunks: Iterator[bytes] = answer.chunks()
+        self._ctx = ctx
+        self._most = most
+        length = answer.headers.get("content-length", "")
+        self._length = int(length[:18]) if length.isascii() and length.isdecimal() else 0
+
+    def read(self, _size: int, /) -> bytes:
+        """The next piece, at most 64 KiB; none at the end."""
+        try:
+            for chunk in self._chunks:
+                if chunk:
+                    return self._counted(chunk)
+        except Exception as exc:
+            self.problem = exc
+            raise
+        return b""
+
+    def take(self, size: int) -> bytes:
+        """At least `size` bytes, or all there are."""
+        taken = bytearray()
+        while len(taken) < size and (chunk := self.read(size)):
+            taken += chunk
+        return bytes(taken)
+
+    def give_back(self, head: bytes) -> None:
+        """To be read again."""
+        self.read_bytes -= len(head)
+        self._chunks = chain([head], self._chunks)
+
+    def _counted(self, chunk: bytes) -> bytes:
+        self.read_bytes += len(chunk)
+        if self.read_bytes > self._most:
+            raise Fail(f"the answer has more than {self._most} bytes: raise max_response_bytes if that is meant")
+        if self._length:
+            self._ctx.progress(100 * self.read_bytes / self._length)
+        return chunk
+
+
+def _shown(body: bytes, kind: str, redactor: Redactor) -> dict[str, Any]:
+    header = Message()
+    header["content-type"] = kind
+    media = header.get_content_type()
+    try:
+        text = body.decode(str(header.get_param("charset", "utf-8")))
+        text.encode()  # some charsets give half of a surrogate pair
+    except (LookupError, ValueError):
+        return {"body_base64": base64.b64encode(body).decode()}
+    text = redactor.clean(text)
+    if media == "application/json" or media.endswith("+json"):
+        return {"body": _parsed(text)}
+    return {"body": text}
+
+
+def _parsed(text: str) -> Any:
+    """As JSON, or as it is where it is none that PostgreSQL can store."""
+    try:
+        value = json.loads(text)
+        again = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        again.encode()
+    except (ValueError, RecursionError):
+        return text
+    return text if "\\u0000" in again else value
