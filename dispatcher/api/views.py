@@ -134,6 +134,7 @@ class TypeView(BaseModel):
 
     name: str
     description: str
+    pool: str
     limit: int | None
     limit_from: str | None
     tenant_limit: int | None

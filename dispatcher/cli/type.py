@@ -33,7 +33,19 @@ def list_types() -> None:
     if common().json:
         print_json([as_dict(one) for one in types])
         return
-    head = ("TYPE", "LIMIT", "TENANT", "RATE", "PAUSED", "TIMEOUT", "ATTEMPTS", "SCHEMA", "PUBLISHED", "DESCRIPTION")
+    head = (
+        "TYPE",
+        "POOL",
+        "LIMIT",
+        "TENANT",
+        "RATE",
+        "PAUSED",
+        "TIMEOUT",
+        "ATTEMPTS",
+        "SCHEMA",
+        "PUBLISHED",
+        "DESCRIPTION",
+    )
     print_table(head, [_row(one) for one in types])
 
 
@@ -186,6 +198,7 @@ def _row(t: TypeInfo) -> tuple[Any, ...]:
     paused = None if t.paused_at is None else f"{age(t.paused_at)}, by {t.paused_by}"
     return (
         t.name,
+        t.pool,
         _marked(t.limit, t.limit_from),
         _tenant_limits(t),
         _marked_rate(t),

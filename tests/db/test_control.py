@@ -180,7 +180,7 @@ def test_command_line(run: Callable[..., Result], client: Client) -> None:
     assert set_all.stdout == "mail: limit 6, of each tenant 2, rate 1.5/s, burst 3\n"
     assert run("type", "limit", "mail", "--limit", "1", "--tenant", "acme").stdout.endswith("of tenant acme 1\n")
     line = run("type", "list").stdout.splitlines()[1]
-    assert line.split()[:8] == ["mail", "6*", "2,", "acme", "1*", "1.5/s*,", "burst", "3*"]
+    assert line.split()[:9] == ["mail", "thread", "6*", "2,", "acme", "1*", "1.5/s*,", "burst", "3*"]
     [shown] = [one for one in json.loads(run("type", "list", "--json").stdout) if one["name"] == "mail"]
     assert (shown["limit"], shown["limit_from"], shown["tenant_limits"]) == (6, "database", {"acme": 1})
     assert info(client).limit == 6
