@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from psycopg import Connection
+from psycopg import Connection, IsolationLevel
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from dispatcher import Callback, Context, EnqueueError, Fail, Job, Snooze, executor
@@ -78,16 +78,6 @@ class WakePayload(BaseModel):
     job: Count
 
 
-class Batch(NamedTuple):
-    """How far the children are."""
-
-    state: str
-    total: int
-    open: int
-    good: int
-    canceled: int
-
-
 @executor("fan_out", limit=4, timeout=timedelta(minutes=15), max_attempts=5, retry_timeouts=True, payload=FanOutPayload)
 def fan_out(job: Job, ctx: Context) -> Any:
     """Splits a list into jobs of another type and gathers their results."""
@@ -100,11 +90,12 @@ def fan_out(job: Job, ctx: Context) -> Any:
                 return {"batch": None, "total": 0, "succeeded": 0, "failed": 0, "results": []}
             _start(payload, items, conn, ctx)
             raise Snooze(FIRST_LOOK_S)
+        # Of one instant, should somebody retry the batch meanwhile.
+        conn.isolation_level = IsolationLevel.REPEATABLE_READ
         id, count = job.checkpoint["batch"], job.checkpoint["children"]
-        batch = _look(conn, id)
-        done = batch.total - batch.open
-        ctx.progress(99 * done / batch.total, f"{done} of {batch.total} jobs done")
-        if batch.state == "running":
+        state, total, done = _look(conn, id)
+        ctx.progress(99 * done / total, f"{done} of {total} jobs done")
+        if state == "running":
             raise Snooze(min(LAST_LOOK_S, FIRST_LOOK_S * 1.5 ** min(job.attempt, 20)))
         return Gathered(conn, id, count).ending(payload.ignore_failures)
 
@@ -157,17 +148,15 @@ def _start(payload: FanOutPayload, items: list[JsonValue], conn: Connection[Any]
     ctx.progress(0, f"0 of {children} jobs done")
 
 
-def _look(conn: Connection[Any], id: int) -> Batch:
+def _look(conn: Connection[Any], id: int) -> tuple[str, int, int]:
+    """The batch's state, how many jobs it has, and how many of them have ended."""
     row = conn.execute(
-        """
-        select state, total, total - succeeded - partial - failed - canceled, succeeded + partial, canceled
-        from dispatcher.batches where id = %s
-        """,
-        [id],
+        "select state, total, succeeded + partial + failed + canceled from dispatcher.batches where id = %s", [id]
     ).fetchone()
     if row is None:
         raise Fail(f"batch {id} was removed before its results were gathered")
-    return Batch(*row)
+    state, total, done = row
+    return state, total, done
 
 
 @executor(

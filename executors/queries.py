@@ -124,9 +124,9 @@ def reading(ctx: Context, bound: BoundQuery) -> Iterator[Reading]:
 
             def cancel() -> None:
                 with suppress(psycopg.Error):
-                    conn.cancel_safe()
-                    while not over.wait(ASK_AGAIN_S):
+                    while not over.is_set():
                         conn.cancel_safe()
+                        over.wait(ASK_AGAIN_S)
 
             ctx.on_cancel(cancel)
             try:
@@ -143,7 +143,8 @@ def reading(ctx: Context, bound: BoundQuery) -> Iterator[Reading]:
         ctx.raise_if_canceled()
         # Without a SQLSTATE it is a value that Python cannot hold, such as a date without end.
         if (exc.sqlstate or "").startswith(HOPELESS) or (exc.sqlstate is None and isinstance(exc, psycopg.DataError)):
-            raise Fail(f"query {bound.name!r}: {exc.diag.message_primary or exc}") from None
+            reason = " ".join((exc.diag.message_primary or str(exc)).split())
+            raise Fail(f"query {bound.name!r}: {reason}") from None
         raise
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
@@ -290,6 +291,18 @@ def test_lost_connection_is_tried_again(queue: Queue, queries: Callable[[str], N
     worker.join(10)
     job = queue.client.get(id)
     assert (job.state, job.failures) == (State.SCHEDULED, 1)
+
+
+def test_parquet_without_its_library_says_what_to_install(
+    queue: Queue, queries: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "dispatcher_executors.export_parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    queries("select 1 as a")
+    queue.enqueue("export_query", {"query": "q", "format": "parquet"})
+    [job] = queue.drain()
+    assert (job.state, job.attempt) == (State.FAILED, 1)
+    assert job.errors[0]["message"] == "the format parquet needs pyarrow: install pg-dispatcher[parquet]"
 
 
 def test_wrong_parameter_fails_at_once(queue: Queue, queries: Callable[..., None]) -> None:
