@@ -781,6 +781,20 @@ def test_removal_of_a_half_made_session_clears_it_away(
     assert_no_session(root)
 
 
+def test_removal_that_died_half_way_is_ended_by_the_next_try(origin: Path, root: Path) -> None:
+    """With what a killed git leaves: a worktree without its .git, locked, and the lock of its branch."""
+    init(origin)
+    place = Path(session()["path"])
+    git(place, "worktree", "lock", ".")
+    note = place.parent / ".s.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"ready": False}))
+    (place / ".git").unlink()
+    (root / "ws" / "tree" / ".git" / "refs" / "heads" / "session" / "s.lock").touch()
+    assert not remove()["removed"]
+    assert_no_session(root)
+    assert session()["created"]
+
+
 def test_removal_of_a_session_that_nobody_used_leaves_nothing(origin: Path, root: Path) -> None:
     init(origin)
     session()
