@@ -86,13 +86,17 @@ class Session:
     def clear(self, branch: str | None) -> None:
         """Removes what is there of it and of its branch, also in a job that was canceled; can be repeated."""
         git = replace(self.git, ctx=None)
-        with suppress(GitFailed):  # it is none of git's worktrees, not yet or no longer
-            git("worktree", "remove", "--force", "--force", "--", str(self.folder))
+        # First the folder: git takes one that is missing for a worktree to forget, but one in pieces for no worktree.
         if os.path.lexists(self.folder):
             remove_folder(self.folder)
+        with suppress(GitFailed):  # it is none of git's worktrees, not yet or no longer
+            git("worktree", "remove", "--force", "--force", "--", str(self.folder))
         git("worktree", "prune")
-        if branch is not None and git.commit(f"refs/heads/{branch}") is not None:
-            git("update-ref", "-d", f"refs/heads/{branch}")
+        if branch is not None:
+            # Left by a git that was killed; the branch was this session's alone.
+            (self.git.tree / ".git" / "refs" / "heads" / f"{branch}.lock").unlink(missing_ok=True)
+            if git.commit(f"refs/heads/{branch}") is not None:
+                git("update-ref", "-d", f"refs/heads/{branch}")
         self._note.unlink(missing_ok=True)
         sync_folder(self.workspace.sessions)
 

@@ -248,9 +248,9 @@ def test_program_is_ended_after_its_own_time(allow: Any) -> None:
         run(program="shell", args=["exec sleep 100"])
 
 
-def test_both_executors_are_registered_as_installed() -> None:
+def test_executors_are_registered_as_installed() -> None:
     registry = Registry.load()
-    assert {"bulk_import", "command"} <= set(registry.types)
+    assert {"bulk_import", "command", "session_init", "session_remove", "workspace_init"} <= set(registry.types)
     spec = registry.get("command")
     assert spec
     assert spec.retry.max_attempts == 1

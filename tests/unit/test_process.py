@@ -153,6 +153,10 @@ def test_line_without_an_end_is_cut_instead_of_kept(ctx: Context) -> None:
     heard: list[bytes] = []
     shell("head -c 5000000 /dev/zero; echo; echo next", ctx=ctx, on_line=lambda _, line: heard.append(line))
     assert [len(line) for line in heard] == [8192, 4]
+    lines = process._Lines(heard.append)
+    for _ in range(100):
+        lines.add(b"x" * 65536)
+        assert len(lines._begun) == 8192
 
 
 def test_error_of_who_hears_the_lines_kills_the_program(ctx: Context, tmp_path: Path) -> None:

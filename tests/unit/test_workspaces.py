@@ -1,8 +1,10 @@
 """workspace_init and sessions: from what is allowed and nothing else, once, whole or not at all."""
 
+import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -611,6 +613,33 @@ def test_clone_killed_in_the_middle_is_made_anew_by_the_next_try(slow: Slow, roo
     assert git(Path(result["path"]), "fsck", "--full") == ""
 
 
+def test_workspace_stays_locked_while_a_dead_attempts_git_lives(slow: Slow, root: Path) -> None:
+    """It may still write, and what is removed under its hands would come back."""
+    runner = start("workspace_init", {"workspace": "ws", "git": {"url": slow.url}}, 1)
+    supervisor = parent(slow.reached())
+    while b"supervisor.py" not in Path(f"/proc/{supervisor}/cmdline").read_bytes():
+        supervisor = parent(supervisor)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        kill(runner)
+        slow.quick()
+        ctx = workspace_context(slow.url, attempt=2)
+        runtime: Any = ctx._runtime
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(run, ctx)
+            assert runtime.waiting.wait(20)
+            assert left(root) == {".staging/ws"}
+            os.kill(supervisor, signal.SIGCONT)
+            assert waiting.result(20)["created"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGCONT)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def kill(runner: "subprocess.Popen[str]") -> None:
     runner.kill()
     runner.communicate()
@@ -779,6 +808,20 @@ def test_removal_of_a_half_made_session_clears_it_away(
     kill(runner)
     assert not remove()["removed"]
     assert_no_session(root)
+
+
+def test_removal_that_died_half_way_is_ended_by_the_next_try(origin: Path, root: Path) -> None:
+    """With what a killed git leaves: a worktree without its .git, locked, and the lock of its branch."""
+    init(origin)
+    place = Path(session()["path"])
+    git(place, "worktree", "lock", ".")
+    note = place.parent / ".s.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"ready": False}))
+    (place / ".git").unlink()
+    (root / "ws" / "tree" / ".git" / "refs" / "heads" / "session" / "s.lock").touch()
+    assert not remove()["removed"]
+    assert_no_session(root)
+    assert session()["created"]
 
 
 def test_removal_of_a_session_that_nobody_used_leaves_nothing(origin: Path, root: Path) -> None:
