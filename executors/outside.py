@@ -46,7 +46,7 @@ class TooLarge(Exception):
 @dataclass(frozen=True, slots=True)
 class _Question:
     method: str
-    headers: dict[str, str]
+    headers: dict[str, bytes]
     body: bytes | None
 
 
@@ -134,7 +134,10 @@ def ask(
                         httpcore.URL(
                             scheme=target.scheme, host=target.host, port=target.port, target=target.path.encode()
                         ),
-                        headers=[("Host", target.authority), *question.headers.items()],
+                        headers=[
+                            (b"Host", target.authority.encode()),
+                            *((n.encode(), v) for n, v in question.headers.items()),
+                        ],
                         content=question.body,
                     )
                 )
@@ -171,9 +174,9 @@ def _follow(here: Target, question: _Question, status: int, location: str) -> tu
     return there, _Question(method, headers, body)
 
 
-def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+def _checked(headers: Mapping[str, str]) -> dict[str, bytes]:
     """The headers with names in lower case. Errors do not show a value: it may be secret."""
-    checked = {"user-agent": "pg-dispatcher", "accept": "*/*", "accept-encoding": "gzip, deflate"}
+    checked = {"user-agent": b"pg-dispatcher", "accept": b"*/*", "accept-encoding": b"gzip, deflate"}
     for name, value in headers.items():
         key = name.lower()
         if key in UNSENDABLE or key.startswith("proxy-"):
@@ -182,7 +185,10 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
             raise Fail(f"{name!r} is no name of a header")
         if any(ord(char) < 32 or char == "\x7f" for char in value) or value != value.strip():
             raise Fail(f"header {name} holds a character that no header may hold, such as a line break")
-        checked[key] = value
+        try:
+            checked[key] = value.encode()
+        except UnicodeEncodeError:
+            raise Fail(f"header {name} is not Unicode text") from None
     return checked
 
 

@@ -250,6 +250,12 @@ def test_address_written_as_ipv6_is_the_same_host(hosts: Callable[..., None], si
     assert site.asked[0].headers["host"] == f"[::ffff:127.0.0.1]:{site.port}"
 
 
+def test_header_beyond_ascii_is_sent_in_utf_8(site: Site) -> None:
+    with ask(context(), "GET", site.url, headers={"X-Name": "né"}) as answer:
+        assert answer.read(10) == b"hello"
+    assert site.asked[0].headers["x-name"].encode("latin-1") == "né".encode()
+
+
 # Redirects
 
 
@@ -528,6 +534,7 @@ def test_endless_headers_are_not_read(hosts: Callable[..., None]) -> None:
     [
         *[("Host", "x"), ("content-length", "1"), ("Transfer-Encoding", "chunked"), ("Proxy-Authorization", "s3cret")],
         *[("X-A", "s3cret\r\nX-B: c"), ("X-A", "s3cret\n"), ("X A", "s3cret"), ("", "s3cret"), ("X:A", "s3cret")],
+        ("X-A", "s3cret\ud800"),
     ],
 )
 def test_header_that_means_another_request_is_refused_and_not_shown(site: Site, name: str, value: str) -> None:
