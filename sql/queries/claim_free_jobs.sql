@@ -14,7 +14,7 @@ with lane as materialized (
 ), taken as (
     update dispatcher.job j
     set state = 'running', attempt = j.attempt + 1, owner = %(owner)s, started_at = now()
-    from front f where j.id = f.id and j.state = 'pending'
+    from front f where j.id = any(array[f.id]) and j.state = 'pending'
     returning j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.timeout_s, j.created_at, j.parent_id,
               j.payload::text as payload, j.checkpoint::text as checkpoint,
               extract(epoch from now() - coalesce(j.run_at, j.created_at))::double precision as waited_s

@@ -15,7 +15,7 @@ group by s.type
 union all
 select j.type, 'running', count(*)
 from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)) named
-join dispatcher.job j on j.id = named.id
+join dispatcher.job j on j.id = any(array[named.id])
 where j.state = 'running' and (%(tenant)s::text is null or j.tenant = %(tenant)s::text)
 group by j.type
 union all
@@ -26,6 +26,6 @@ union all
 select j.type, 'blocked', count(*)
 from (select distinct w.job_id
       from (select d.job_id from dispatcher.dependency d where %(tenant)s::text is null and d.outcome is null limit %(most)s::bigint) w) waiting
-join dispatcher.job j on j.id = waiting.job_id
+join dispatcher.job j on j.id = any(array[waiting.job_id])
 where j.state = 'blocked'
 group by j.type

@@ -7,12 +7,12 @@ select j.type, 'scheduled', count(*)::bigint, null from dispatcher.job j where j
 union all
 select j.type, 'running', count(*)::bigint, null
 from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)) named
-join dispatcher.job j on j.id = named.id where j.state = 'running' group by j.type
+join dispatcher.job j on j.id = any(array[named.id]) where j.state = 'running' group by j.type
 union all
 select j.type, j.state, count(*)::bigint, null from dispatcher.job j where j.listed = 'troubled' group by j.type, j.state
 union all
 select j.type, 'blocked', count(*)::bigint, null
 from (select distinct d.job_id from dispatcher.dependency d where d.outcome is null) waiting
-join dispatcher.job j on j.id = waiting.job_id where j.state = 'blocked' group by j.type
+join dispatcher.job j on j.id = any(array[waiting.job_id]) where j.state = 'blocked' group by j.type
 union all
 select 'batch', 'running', count(*)::bigint, null from dispatcher.batch b where b.ended_at is null having count(*) > 0

@@ -3,6 +3,6 @@
 delete from dispatcher.claim c
 where c.id = any(%(claims)s::bigint[]) and (not c.id = any(%(doubted)s::bigint[]) or not exists (
     select from unnest(c.job_ids) as named (id)
-    join dispatcher.job j on j.id = named.id
+    join dispatcher.job j on j.id = any(array[named.id])
     where j.owner = c.owner and j.state = 'running'))
 returning c.id

@@ -21,5 +21,5 @@ set state = case when f.canceled > 0 and (f.cancel_requested or f.canceled = f.t
         'at', now(), 'attempt', j.attempt, 'kind', 'batch',
         'message', format('of %%s jobs %%s failed and %%s were canceled', f.total, f.failed, f.canceled)) end
 from free f
-where j.id = f.id and j.state = 'running'
+where j.id = any(array[f.id]) and j.state = 'running'
 returning j.id, j.state

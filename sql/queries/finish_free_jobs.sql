@@ -6,7 +6,7 @@ with o as materialized (
         jsonb_array_elements(%(results)s::jsonb), jsonb_array_elements(%(errors)s::jsonb)
     ) as o (id, attempt, state, failures, result_url, result, errors)
 ), free as materialized (
-    select j.id from o join dispatcher.job j on j.id = o.id
+    select o.* from o join dispatcher.job j on j.id = any(array[o.id])
     where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
 )
 update dispatcher.job j
@@ -14,6 +14,6 @@ set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), res
     timed_out = false, failures = j.failures + o.failures,
     errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
         select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
-from o join free f on f.id = o.id
-where j.id = o.id and j.attempt = o.attempt and j.state = 'running'
+from free o
+where j.id = any(array[o.id]) and j.attempt = o.attempt and j.state = 'running'
 returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

@@ -2,4 +2,4 @@
 with due as materialized (
     select j.id from dispatcher.job j where j.listed = 'scheduled' and j.run_at <= now() order by j.run_at limit %(batch)s for no key update skip locked
 )
-update dispatcher.job j set state = 'pending' from due d where j.id = d.id and j.state = 'scheduled' returning j.id
+update dispatcher.job j set state = 'pending' from due d where j.id = any(array[d.id]) and j.state = 'scheduled' returning j.id

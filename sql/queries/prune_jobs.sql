@@ -4,12 +4,12 @@
 with page as materialized (
     select j.id, j.created_at, j.state, j.finished_at from dispatcher.job j where j.id > %(after)s order by j.id limit %(page)s
 ), expired as materialized (
-    select j.id from page p join dispatcher.job j on j.id = p.id
+    select j.id from page p join dispatcher.job j on j.id = any(array[p.id])
     where ((j.state = 'succeeded' and j.finished_at < now() - %(keep_succeeded)s::interval)
            or (j.state in ('failed', 'partial', 'canceled') and j.finished_at < now() - %(keep_failed)s::interval))
       and (j.followed is not true or not exists (
-          select from dispatcher.dependency d join dispatcher.job f on f.id = d.job_id
-          where d.after_id = j.id and f.state in ('scheduled', 'blocked', 'pending', 'running')))
+          select from dispatcher.dependency d join dispatcher.job f on f.id = any(array[d.job_id])
+          where d.after_id = any(array[j.id]) and f.state in ('scheduled', 'blocked', 'pending', 'running')))
       and (j.parent_id is null or coalesce(
           (select b.ended_at is not null from dispatcher.batch b where b.job_id = j.parent_id), true))
     for update of j skip locked
@@ -17,7 +17,7 @@ with page as materialized (
     select b.job_id as id from expired e join dispatcher.batch b on b.job_id = e.id for update of b skip locked
 ), gone as (
     delete from dispatcher.job j using expired e
-    where j.id = e.id and (j.type <> 'batch' or j.id in (select b.id from batches b)) returning j.id, j.result_url
+    where j.id = any(array[e.id]) and (j.type <> 'batch' or j.id in (select b.id from batches b)) returning j.id, j.result_url
 )
 select (select max(p.id) from page p) as last_id,
        (select count(*)::integer from gone) as pruned,

@@ -2,7 +2,7 @@
 -- that somebody holds locked is passed by, and so is one that has come to wait again.
 with free as materialized (
     select j.id, r.broken_by
-    from unnest(%(ids)s::bigint[], %(broken_by)s::bigint[]) as r (id, broken_by) join dispatcher.job j on j.id = r.id
+    from unnest(%(ids)s::bigint[], %(broken_by)s::bigint[]) as r (id, broken_by) join dispatcher.job j on j.id = any(array[r.id])
     where j.state = 'blocked' and case
         when r.broken_by is null then not exists (
             select from dispatcher.dependency d where d.job_id = r.id and d.outcome is null)
@@ -18,5 +18,5 @@ set state = case when f.broken_by is not null then 'canceled' when j.run_at > no
         'at', now(), 'attempt', j.attempt, 'kind', 'dependency',
         'message', 'job ' || f.broken_by || ', after which this one was to run, did not succeed') end
 from free f
-where j.id = f.id and j.state = 'blocked'
+where j.id = any(array[f.id]) and j.state = 'blocked'
 returning j.id, j.state

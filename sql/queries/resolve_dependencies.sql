@@ -7,11 +7,11 @@ where d.ctid = any(
     array(
         select e.ctid from dispatcher.dependency e
         where e.after_id = any(%(ended)s::bigint[]) and coalesce(e.outcome, '') = '' and not exists (
-            select from dispatcher.job j where j.id = e.after_id and j.state in ('scheduled', 'blocked', 'pending', 'running'))
+            select from dispatcher.job j where j.id = any(array[e.after_id]) and j.state in ('scheduled', 'blocked', 'pending', 'running'))
         limit %(batch)s for no key update of e skip locked)
     || array(
         select l.ctid from dispatcher.dependency l
         where l.job_id = any(%(looked)s::bigint[]) and l.outcome is null and not exists (
-            select from dispatcher.job j where j.id = l.after_id and j.state in ('scheduled', 'blocked', 'pending', 'running'))
+            select from dispatcher.job j where j.id = any(array[l.after_id]) and j.state in ('scheduled', 'blocked', 'pending', 'running'))
         limit %(batch)s for no key update of l skip locked))
 returning d.job_id

@@ -8,7 +8,7 @@ with held as (
 ), busy as (
     select j.owner, count(*)::integer as running
     from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)) named
-    join dispatcher.job j on j.id = named.id
+    join dispatcher.job j on j.id = any(array[named.id])
     where j.state = 'running' group by j.owner
 )
 select r.id, l.name as lease, r.host, r.pid, r.version, r.types, r.started_at,
