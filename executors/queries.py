@@ -7,10 +7,10 @@ REPEATABLE READ, so that all of it is of one instant.
 from __future__ import annotations
 
 import os
-import threading
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,18 +19,21 @@ from typing import Any
 import psycopg
 from psycopg import Column, Connection, errors
 from psycopg.adapt import Dumper
+from psycopg.types.array import ListDumper
 from psycopg.types.numeric import DecimalDumper
+from psycopg.types.string import StrDumperUnknown
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dispatcher import Context, DatabaseUnavailable, Fail
 
+from .connections import stopping
 from .query_values import KINDS, Value, checked
 
 SETTING = "DISPATCHER_QUERIES"
 EXAMPLE = 'a TOML file with [sales], sql = "select … where day = %(day)s" and params = {day = "date"}'
 # Of SQLSTATE, what no other try changes: unsupported, data, a write, names and rights and syntax, program limits.
 HOPELESS = ("0A", "21", "22", "25001", "25006", "3F", "42", "54", "P0")
-ASK_AGAIN_S = 0.2  # a request to cancel that comes between two statements is lost
+NOT_PLAIN = re.compile(rb"[^A-Za-z0-9_\x80-\xff]")
 # What a value looks like must not depend on the role or the server: read by programs.
 SETTINGS = {"TimeZone": "UTC", "DateStyle": "ISO, YMD", "IntervalStyle": "iso_8601", "extra_float_digits": "1"}
 
@@ -117,25 +120,12 @@ def reading(ctx: Context, bound: BoundQuery) -> Iterator[Reading]:
 
     Errors of the query become Fail, those of the connection remain what they are: another try may help.
     """
-    over = threading.Event()
     try:
-        with _connect(ctx, bound) as conn:
+        with stopping(ctx, _connect(ctx, bound)) as conn:
             conn.read_only, conn.isolation_level = True, psycopg.IsolationLevel.REPEATABLE_READ
-
-            def cancel() -> None:
-                with suppress(psycopg.Error):
-                    while not over.is_set():
-                        conn.cancel_safe()
-                        over.wait(ASK_AGAIN_S)
-
-            ctx.on_cancel(cancel)
-            try:
-                yield _prepared(conn, bound)
-                conn.rollback()
-            finally:
-                over.set()
+            yield _prepared(conn, bound)
+            conn.rollback()
     except errors.QueryCanceled:
-        ctx.raise_if_canceled()
         if bound.query.statement_timeout is None:  # somebody at the server ended it
             raise
         raise Fail(f"query {bound.name!r} took longer than its statement_timeout") from None
@@ -168,6 +158,8 @@ def _prepared(conn: Connection[Any], bound: BoundQuery) -> Reading:
     cursor = psycopg.ClientCursor(conn)
     cursor.adapters.register_dumper(int, _Whole)
     cursor.adapters.register_dumper(Decimal, _Exact)
+    cursor.adapters.register_dumper(str, _Text)
+    cursor.adapters.register_dumper(list, _List)
     try:
         text = cursor.mogrify(bound.query.sql.encode(), bound.values)
     except (psycopg.ProgrammingError, TypeError) as exc:
@@ -199,3 +191,18 @@ class _Exact(DecimalDumper):
 
     def quote(self, obj: Decimal) -> bytes:
         return b"(" + bytes(super().quote(obj)) + b")"
+
+
+class _Sealed(Dumper):
+    """With every sign escaped: where a placeholder stands in a comment or in quotes, its value must not end them."""
+
+    def quote(self, obj: object) -> bytes:
+        return b" E'" + NOT_PLAIN.sub(lambda sign: b"\\x%02x" % ord(sign[0]), bytes(self.dump(obj) or b"")) + b"'"
+
+
+class _Text(_Sealed, StrDumperUnknown):
+    pass
+
+
+class _List(_Sealed, ListDumper):
+    pass

@@ -87,6 +87,23 @@ def test_text_never_becomes_sql(queries: Write, ctx: Context, conn: Connection, 
     assert value(conn, "select count(*) from t") == 1
 
 
+PLACES = {
+    "a line comment": ("select 1 as a -- of %(v)s", "\n union select 2 --"),
+    "the same with a carriage return": ("select 1 as a -- of %(v)s", "\r union select 2 --"),
+    "a comment": ("select 1 as a /* of %(v)s */", "*/ union select 2 /*"),
+    "a list in a comment": ("select 1 as a -- of %(v)s", ["\n union select 2 --"]),
+    "dollar quotes": ("select 1 as a where $$%(v)s$$ <> ''", "$$ = '' union select 2 where $$"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_value_does_not_leave_the_place_where_its_placeholder_stands(queries: Write, ctx: Context, place: str) -> None:
+    sql, hostile = PLACES[place]
+    kind = "text[]" if isinstance(hostile, list) else "text"
+    queries(f'[q]\nsql = """{sql}"""\nparams = {{v = "{kind}"}}')
+    assert run(ctx, "q", v=hostile) == [(1,)]
+
+
 @pytest.mark.parametrize("scs", ["on", "off"])
 def test_backslashes_are_quoted_as_the_server_reads_them(
     queries: Write, dsn: str, conn: Connection, ctx: Context, scs: str
@@ -275,6 +292,20 @@ def run_late(ctx: Context) -> None:
         ctx.cancel(CancelReason.REQUESTED)
         query.conn.execute("select 1")
         query.conn.execute(query.statement)
+
+
+@pytest.mark.timeout(20)
+def test_cancel_that_comes_while_it_connects_ends_the_job_and_no_thread_hangs(queries: Write, dsn: str) -> None:
+    queries(section("select pg_sleep(50)"))
+
+    def connect() -> Connection:
+        ctx.cancel(CancelReason.REQUESTED)
+        return psycopg.connect(dsn)
+
+    runtime = FakeRuntime(connect=connect, max_result_bytes=2**20)
+    ctx = Context(Job(1, "q", None, {}, 0, 1, 0, datetime.now(UTC)), timeout_s=None, runtime=runtime)
+    with pytest.raises(Interrupted):
+        run(ctx, "q")
 
 
 def test_query_that_takes_too_long_fails_for_good(queries: Write, ctx: Context) -> None:
