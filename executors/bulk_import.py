@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from psycopg import Connection, errors
+from psycopg import Connection
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dispatcher import Context, Fail, Job, Partial, executor
 
+from .connections import stopping
 from .import_file import FileProblem, Record, Source, open_inside
 from .import_rows import Layout, RowProblem, csv_layout, ndjson_layout
 from .import_table import Loader, Table, TableProblem, find_table
@@ -99,15 +100,11 @@ def bulk_import(job: Job, ctx: Context) -> Any:
     """Loads a CSV, NDJSON or Parquet file into a table, each row exactly once."""
     payload: BulkImportPayload = job.payload
     try:
-        with _open(payload) as source, ctx.connect() as conn:
-            # A COPY may wait for a lock on the table for long; this ends the wait.
-            ctx.on_cancel(conn.cancel_safe)
+        # A COPY may wait for a lock on the table for long.
+        with _open(payload) as source, stopping(ctx, ctx.connect()) as conn:
             return _Import(payload, source, conn, ctx).run(job.checkpoint)
     except (FileProblem, TableProblem) as exc:
         raise Fail(str(exc)) from exc
-    except errors.QueryCanceled:
-        ctx.raise_if_canceled()
-        raise
 
 
 def _open(payload: BulkImportPayload) -> Source | ParquetSource:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from dispatcher import Callback, Context, EnqueueError, Fail, Job, Snooze, executor
 
+from .connections import stopping
 from .fan_out_results import Gathered
 
 FIRST_LOOK_S, LAST_LOOK_S = 2.0, 60.0
@@ -82,8 +83,7 @@ class WakePayload(BaseModel):
 def fan_out(job: Job, ctx: Context) -> Any:
     """Splits a list into jobs of another type and gathers their results."""
     payload: FanOutPayload = job.payload
-    with ctx.connect() as conn:
-        ctx.on_cancel(conn.cancel_safe)
+    with stopping(ctx, ctx.connect()) as conn:
         if job.checkpoint is None:
             items = _items(payload, ctx)
             if not items:
@@ -164,7 +164,7 @@ def _look(conn: Connection[Any], id: int) -> tuple[str, int, int]:
 )
 def fan_out_wake(job: Job, ctx: Context) -> None:
     """Runs a fan_out job whose batch has ended; enqueued by itself."""
-    with ctx.connect() as conn:
+    with stopping(ctx, ctx.connect()) as conn:
         # One that has ended runs again if its batch did after it, retried by somebody; not if both were canceled.
         row = conn.execute(
             """

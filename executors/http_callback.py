@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from dispatcher import Context, Fail, Job, Snooze
 
+from .connections import stopping
+
 SETTING = "DISPATCHER_CALLBACK_URL"
 LOOK_S = 60.0  # between two looks, should nobody wake the job
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -86,8 +88,7 @@ class Waiting:
 
         Raises Snooze while it is worked on, and what the job becomes where the answer is bad or too late.
         """
-        with self._ctx.connect() as conn:
-            self._ctx.on_cancel(conn.cancel_safe)
+        with stopping(self._ctx, self._ctx.connect()) as conn:
             row = conn.execute(_LOOK, {"id": self._id, "within_s": self._callback.deadline_s}).fetchone()
             answer, left_s = (None, None) if row is None else row
             if answer is None and left_s is None:
@@ -105,8 +106,7 @@ class Waiting:
         raise Answered(line) if answer.get("retry") else Fail(f"the receiver says: {line}")
 
     def _write(self, statement: str, stage: str, **values: Any) -> None:
-        with self._ctx.connect() as conn:
-            self._ctx.on_cancel(conn.cancel_safe)
+        with stopping(self._ctx, self._ctx.connect()) as conn:
             # The row first, as dispatcher.answer takes it, and then the job's.
             conn.execute(statement, {"id": self._id, **values})
             self._ctx.checkpoint(conn, {"callback": stage})

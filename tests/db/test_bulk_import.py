@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from dispatcher_executors import import_file, import_table
 from dispatcher_executors.bulk_import import BulkImportPayload
+from dispatcher_executors.import_file import Source
 from pydantic import ValidationError
 
 from dispatcher.context import Interrupted
@@ -451,6 +452,36 @@ def test_cancel_ends_the_wait_for_a_locked_table(
         with pytest.raises(Interrupted):
             import_runner.run(runtime, job, ctx)
         thread.join()
+
+
+@pytest.mark.timeout(20)
+def test_cancel_just_before_a_wait_for_a_locked_table_is_not_lost(
+    conn: Connection, root: Path, runtime: DirectRuntime, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two statements PostgreSQL forgets that it was asked to cancel."""
+    make_table(conn)
+    (root / "f.csv").write_text("a,b\n1,x\n")
+    job = import_runner.add_job(conn, {"path": "f.csv", "table": "t"})
+    ctx = import_runner.context(runtime, job)
+    asked, take = threading.Event(), Source.take
+
+    class Told(psycopg.Connection[Any]):
+        def cancel_safe(self, *, timeout: float = 30.0) -> None:
+            super().cancel_safe(timeout=timeout)
+            asked.set()
+
+    def canceled_meanwhile(self: Source, count: int) -> Any:
+        if count > 1:  # not the header
+            ctx.cancel(CancelReason.REQUESTED)
+            assert asked.wait(10)
+        return take(self, count)
+
+    monkeypatch.setattr(runtime, "connect", lambda: Told.connect(dsn))
+    monkeypatch.setattr(Source, "take", canceled_meanwhile)
+    with psycopg.connect(dsn) as locker:
+        locker.execute("lock table t")
+        with pytest.raises(Interrupted):
+            import_runner.run(runtime, job, ctx)
 
 
 def test_file_that_changed_between_two_tries_is_not_gone_on_with(

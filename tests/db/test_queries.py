@@ -299,13 +299,13 @@ def test_cancel_that_comes_while_it_connects_ends_the_job_and_no_thread_hangs(qu
     queries(section("select pg_sleep(50)"))
 
     def connect() -> Connection:
-        ctx.cancel(CancelReason.REQUESTED)
+        own.cancel(CancelReason.REQUESTED)
         return psycopg.connect(dsn)
 
     runtime = FakeRuntime(connect=connect, max_result_bytes=2**20)
-    ctx = Context(Job(1, "q", None, {}, 0, 1, 0, datetime.now(UTC)), timeout_s=None, runtime=runtime)
+    own = Context(Job(1, "q", None, {}, 0, 1, 0, datetime.now(UTC)), timeout_s=None, runtime=runtime)
     with pytest.raises(Interrupted):
-        run(ctx, "q")
+        run(own, "q")
 
 
 def test_query_that_takes_too_long_fails_for_good(queries: Write, ctx: Context) -> None:
