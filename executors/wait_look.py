@@ -64,7 +64,7 @@ class Look:
     """What conditions are about; None where there is none."""
     problem: str | None = None
     """Why the answer is none that one waits for, in a line."""
-    about: str = ""
+    about: str | None = None
     """Where the answer tells of the problem: a condition is judged in spite of it if it looks there."""
     pause_s: float | None = None
     """How long the server asks to be left alone."""
@@ -96,7 +96,7 @@ def look_json_rpc(job: Job, ctx: Context, call: Call, timeout_s: float) -> Look:
     if said.get("id") != id and not (error is not None and said.get("id") is None):
         return Look(None, f"{_host(call)} answered another call than this one: the id is {said.get('id')!r:.50}")
     if error is None:
-        return Look({"result": said["result"]}, look.problem, pause_s=look.pause_s)
+        return Look({"result": said["result"]}, look.problem, pause_s=look.pause_s)  # with a bad status none counts
     code, text = (error.get("code"), str(error.get("message"))) if isinstance(error, dict) else (None, str(error))
     problem = f"{_line(call.method)} at {_host(call)} was answered with error {code}: {_line(text)}"
     return Look({"error": error}, problem, "/error", look.pause_s, hopeless=code in HOPELESS)

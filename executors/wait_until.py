@@ -128,10 +128,9 @@ def wait_until(job: Job, ctx: Context) -> dict[str, Any]:
     told = look.problem or payload.until.told(look.answer)
     if left_s <= 0:
         # Only now, so that one that nobody ran in time still gets its look.
-        raise Fail(
-            f"{payload.what}: until did not hold before the deadline, {payload.deadline}, in {job.attempt} looks: "
-            f"{told}" + ("" if look.problem else f"; {shown(look)}")
-        )
+        within = payload.deadline if isinstance(payload.deadline, str) else f"{payload.deadline:g} s"
+        said = told if look.problem else f"{told}; {shown(look)}"
+        raise Fail(f"{payload.what}: until did not hold by the deadline ({within}), in {job.attempt} looks: {said}")
     ctx.progress(100 * waited_s / deadline_s, told[:200])
     raise Snooze(min(left_s, max(payload.pause_s(job.attempt), look.pause_s or 0.0)))
 
@@ -160,7 +159,9 @@ def look_once(job: Job, ctx: Context) -> Look:
 
 def judge(look: Look, condition: Condition) -> bool:
     """Whether it holds. An answer that tells of a problem counts where the condition is about that alone."""
-    if look.answer is None or (look.problem is not None and not condition.looks_at(look.about)):
+    if look.answer is None:
+        return False
+    if look.problem is not None and (look.about is None or not condition.looks_at(look.about)):
         return False
     return condition.holds(look.answer)
 
@@ -173,4 +174,4 @@ def shown(look: Look) -> str:
 def bounded(value: Any) -> Any:
     """As it is, or the beginning of its JSON where that is long."""
     text = short(value, MOST_RESULT)
-    return text if text.endswith("…") and len(text) > MOST_RESULT else value
+    return value if len(text) <= MOST_RESULT else text
