@@ -129,8 +129,9 @@ def wait_until(job: Job, ctx: Context) -> dict[str, Any]:
     if left_s <= 0:
         # Only now, so that one that nobody ran in time still gets its look.
         within = payload.deadline if isinstance(payload.deadline, str) else f"{payload.deadline:g} s"
+        looks = "1 look" if job.attempt == 1 else f"{job.attempt} looks"
         said = told if look.problem else f"{told}; {shown(look)}"
-        raise Fail(f"{payload.what}: until did not hold by the deadline ({within}), in {job.attempt} looks: {said}")
+        raise Fail(f"{payload.what}: until did not hold by the deadline ({within}), in {looks}: {said}")
     ctx.progress(100 * waited_s / deadline_s, told[:200])
     raise Snooze(min(left_s, max(payload.pause_s(job.attempt), look.pause_s or 0.0)))
 

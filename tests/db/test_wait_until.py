@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -119,6 +120,18 @@ def run_one(queue: Queue) -> None:
 def age(conn: Connection, id: int, by: str) -> None:
     """As if the job had been enqueued earlier."""
     conn.execute("update dispatcher.job set created_at = created_at - %s::interval where id = %s", [by, id])
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "executors" / "wait_until.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", re.findall(r"wait_until'?,? '(\{.*?\})'", PAGE, re.DOTALL))
+def test_examples_of_the_page_are_payloads(queue: Queue, example: str) -> None:
+    assert queue.enqueue("wait_until", json.loads(example)) > 0
+
+
+def test_page_has_an_example_of_each_kind() -> None:
+    assert len(re.findall(r"wait_until'?,? '(\{.*?\})'", PAGE, re.DOTALL)) == 3
 
 
 # What comes true
@@ -486,7 +499,7 @@ def test_deadline_tells_the_last_error(queue: Queue, site: Site, script: Script,
     age(conn, id, "1 min")
     [ended] = queue.drain()
     assert message(ended).endswith(
-        f"(30 s), in 1 looks: GET {site.url}/health was answered with status 503: out of memory"
+        f"(30 s), in 1 look: GET {site.url}/health was answered with status 503: out of memory"
     )
 
 
