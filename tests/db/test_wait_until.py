@@ -227,6 +227,27 @@ def test_request_is_sent_as_http_request_sends_it_but_never_as_a_repetition(
     assert "tok-5f2e" not in json.dumps(ended.result) + str(ended.progress)
 
 
+def test_secret_that_a_server_sends_back_is_not_kept(
+    look: Look, site: Site, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in an answer of JSON-RPC, nor in an error, nor in JSON that is called plain text."""
+    monkeypatch.setenv("DISPATCHER_SECRET_NODE", "tok-5f2e")
+    monkeypatch.setenv("DISPATCHER_SECRET_NODE_HOSTS", site.url)
+    headers = {"authorization": {"secret": "NODE"}}
+    payload = call(site, {"path": "/result", "exists": True}, deadline=0.001)
+    payload["json_rpc"]["headers"] = headers
+    plain = http(site, {"path": "/body/seen", "exists": True})
+    plain["http"]["headers"] = headers
+    script.say(
+        rpc(result="tok-5f2e"), rpc(error={"code": 1, "message": "no tok-5f2e"}), Reply(200, b'{"seen": "tok-5f2e"}')
+    )
+    ended = [look(payload), look(payload), look(plain)]
+    assert [asked.headers["authorization"] for asked in site.asked] == ["tok-5f2e"] * 3
+    assert [one.result and one.result["value"] for one in ended] == ["***", None, "***"]
+    assert "error 1: no ***" in message(ended[1])
+    assert "tok-5f2e" not in str([(one.result, one.errors, one.progress) for one in ended])
+
+
 def test_query_that_becomes_true(queue: Queue, queries: Callable[..., None], conn: Connection) -> None:
     conn.execute("create table orders (id int, state text, at timestamptz, total numeric)")
     queries("select state, total, at from orders where id = %(id)s or %(id)s = 0 order by id", 'params = {id = "int"}')
@@ -518,6 +539,12 @@ def test_deadline_holds_when_nobody_ran_the_job_meanwhile_and_one_look_is_left(
     assert (first.state, first.attempt) == (State.FAILED, 1)
     assert (second.state, second.attempt) == (State.SUCCEEDED, 1)
     assert second.result["waited_s"] == pytest.approx(3 * 86400, abs=60)
+
+
+def test_time_of_a_slow_look_counts(look: Look, site: Site, script: Script) -> None:
+    slow = threading.Event()
+    script.say(lambda asked: Reply(503 + slow.wait(0.6)))
+    assert look(http(site, deadline=0.5)).state is State.FAILED
 
 
 def test_last_pause_ends_at_the_deadline(queue: Queue, site: Site, script: Script, conn: Connection) -> None:
