@@ -159,7 +159,7 @@ def look_once(job: Job, ctx: Context) -> Look:
 
 
 def judge(look: Look, condition: Condition) -> bool:
-    """Whether it holds. An answer that tells of a problem counts where the condition is about that alone."""
+    """Whether it holds. One with a problem is judged only by a condition that looks where it is told."""
     if look.answer is None:
         return False
     if look.problem is not None and (look.about is None or not condition.looks_at(look.about)):
