@@ -67,7 +67,7 @@ def unambiguous(columns: list[Column]) -> None:
     name, count = Counter(column.name for column in columns).most_common(1)[0] if columns else ("", 0)
     if count != 1:
         reason = f"has {count} columns named {name!r}" if columns else "has no columns"
-        raise Fail(f"the query {reason}: give each a name of its own with `as`, or export to CSV")
+        raise Fail(f"the query {reason}: give each a name of its own with `as`; only an export to CSV takes them so")
 
 
 def _blocks(copy: Copy, *, before: int) -> Iterator[Produced]:

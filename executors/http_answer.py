@@ -50,7 +50,7 @@ def body_of(answer: Answer, ctx: Context, redactor: Redactor, *, most: int, stor
     body = _Body(answer, ctx, most)
     head = b"" if store else body.take(INLINE_BYTES + 1)
     if not store and len(head) <= INLINE_BYTES:
-        return _shown(head, answer.headers.get("content-type", ""), redactor)
+        return shown(head, answer.headers.get("content-type", ""), redactor)
     body.give_back(head)
     try:
         ctx.store(STORED_AS, body)
@@ -62,9 +62,10 @@ def body_of(answer: Answer, ctx: Context, redactor: Redactor, *, most: int, stor
     return {"stored_bytes": body.read_bytes}
 
 
-def error_line(answer: Answer, method: str, redactor: Redactor) -> str:
-    """The status and how the body begins, in one line."""
-    said = redactor.clean(answer.start(2000).decode(errors="replace"))
+def error_line(answer: Answer, method: str, redactor: Redactor, body: bytes | None = None) -> str:
+    """The status and how the body begins, in one line; the body is read unless it is given."""
+    start = answer.start(2000) if body is None else body[:2000]
+    said = redactor.clean(start.decode(errors="replace"))
     where = redactor.clean(answer.url.partition("?")[0])
     line = " ".join(said.split())[:300]
     return f"{method} {where} was answered with status {answer.status}" + (f": {line}" if line else "")
@@ -139,7 +140,8 @@ class _Body:
         return chunk
 
 
-def _shown(body: bytes, kind: str, redactor: Redactor) -> dict[str, Any]:
+def shown(body: bytes, kind: str, redactor: Redactor) -> dict[str, Any]:
+    """A body that came as `kind`, as part of a result."""
     header = Message()
     header["content-type"] = kind
     media = header.get_content_type()
@@ -150,11 +152,11 @@ def _shown(body: bytes, kind: str, redactor: Redactor) -> dict[str, Any]:
         return {"body_base64": base64.b64encode(body).decode()}
     text = redactor.clean(text)
     if media == "application/json" or media.endswith("+json"):
-        return {"body": _parsed(text)}
+        return {"body": parsed(text)}
     return {"body": text}
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     """As JSON, or as it is where it is none that PostgreSQL can store."""
     try:
         value = json.loads(text)

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from dispatcher import Context, Fail, Job, Snooze
 
 from .connections import stopping
+from .durations import Duration, seconds
 
 SETTING = "DISPATCHER_CALLBACK_URL"
 LOOK_S = 60.0  # between two looks, should nobody wake the job
-_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 _BEGIN = """
     insert into dispatcher.callback as c (job_id, token_hashes) values (%(id)s, array[%(hash)s])
@@ -43,19 +42,13 @@ class Callback(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    deadline: (
-        Annotated[float, Field(gt=0, le=366 * 86400)]
-        | Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,4}(s|min|h|d)$")]
-    ) = "1h"
+    deadline: Duration = "1h"
     """How long to wait from the 202 on: seconds, or a text such as 90s, 15min, 1h, 7d."""
 
     @property
     def deadline_s(self) -> float:
         """In seconds."""
-        if isinstance(self.deadline, float):
-            return self.deadline
-        number, unit = re.fullmatch(r"(\d+)(\w+)", self.deadline).groups()  # type: ignore[union-attr] # by its pattern
-        return float(number) * _UNITS_S[unit]
+        return seconds(self.deadline)
 
 
 class Answered(Exception):

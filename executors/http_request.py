@@ -5,79 +5,35 @@ A try that was cut off may have arrived, so each carries the same Idempotency-Ke
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import time
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field
 
 from dispatcher import Context, Fail, Job, Retry, executor
 
 from .http_answer import Redactor, body_of, error_line, headers_of, pause_of
 from .http_callback import Callback, Waiting
-from .http_secrets import Secret, Signature, read_secret, sign
-from .outside import REDIRECTS, UNSENDABLE, Answer, ask
+from .http_question import Question
+from .http_secrets import Signature, read_secret, sign
+from .outside import REDIRECTS, Answer, ask
 from .outside_rules import Target, allow
 
 Status = Annotated[int, Field(ge=100, le=599)]
 
 PASSING = [408, 425, 429, 500, 502, 503, 504]
-OURS = ("dispatcher-", "webhook-", "proxy-")
 
 
-class Body(BaseModel):
-    """What is sent: one of these."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    as_json: Any = Field(None, alias="json")
-    """Any JSON value, sent as application/json."""
-    as_text: str = Field("", alias="text")
-    """Sent in UTF-8."""
-    as_bytes: str = Field("", alias="bytes")
-    """In base64."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Body:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("a body is one of json, text and bytes")
-        self.encoded()
-        return self
-
-    def encoded(self) -> tuple[bytes, str]:
-        """Its bytes, and what kind they are."""
-        if "as_text" in self.model_fields_set:
-            return self.as_text.encode(), "text/plain; charset=utf-8"
-        if "as_bytes" in self.model_fields_set:
-            try:
-                return base64.b64decode(self.as_bytes, validate=True), "application/octet-stream"
-            except binascii.Error:
-                raise ValueError("bytes must be in base64") from None
-        return json.dumps(self.as_json, ensure_ascii=False, allow_nan=False).encode(), "application/json"
-
-
-class HttpRequestPayload(BaseModel):
+class HttpRequestPayload(Question):
     """What `http_request` accepts."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    url: str = Field(max_length=8000)
-    """Of a host in DISPATCHER_HTTP_HOSTS; without a password, which belongs into a header."""
-    method: Literal["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"] = "GET"
-    headers: dict[str, str | Secret] = {}
-    """A value is a text, or {"secret": "NAME", "prefix": "Bearer "} for one from the daemon's environment."""
-    body: Body | None = None
     timeout: float = Field(30.0, gt=0, le=86400)
     """Seconds for all of it, the answer's body included."""
     success: list[Status] | None = None
     """Statuses that end the job well; by default all from 200 to 299."""
     retry: list[Status] = PASSING
     """Statuses after which it is tried again; any other fails the job for good."""
-    follow_redirects: bool = False
-    """At most 5; another origin gets neither headers nor body."""
     max_response_bytes: int = Field(10_000_000, ge=0, le=10_000_000_000)
     store: bool = False
     """Keep the body as a file in the store, not in the result; one of more than 256,000 bytes goes there anyway."""
@@ -85,16 +41,6 @@ class HttpRequestPayload(BaseModel):
     """Sign the request as a Standard Webhook."""
     callback: Callback | None = None
     """Let the receiver answer 202 and finish the job later, by a request to the HTTP API."""
-
-    @field_validator("headers")
-    @classmethod
-    def _sendable(cls, headers: dict[str, str | Secret]) -> dict[str, str | Secret]:
-        for name in headers:
-            if name.lower() in UNSENDABLE or name.lower().startswith(OURS):
-                raise ValueError(f"{name} is not for the payload to set")
-        if len({name.lower() for name in headers}) < len(headers):
-            raise ValueError("a header may stand there once")
-        return headers
 
 
 class RequestFailed(Exception):
@@ -143,16 +89,10 @@ def http_request(job: Job, ctx: Context) -> Any:
 
 
 def prepare(job: Job, target: Target, redactor: Redactor) -> tuple[dict[str, str], bytes | None]:
-    """The headers, with secrets that this host may get, and the body."""
+    """The headers and the body, the same in each try but for the time of a signature."""
     payload: HttpRequestPayload = job.payload
-    body, kind = (None, None) if payload.body is None else payload.body.encoded()
-    headers = {"idempotency-key": str(job.id)} | ({"content-type": kind} if kind else {})
-    for name, value in payload.headers.items():
-        if isinstance(value, Secret):
-            headers[name.lower()] = value.prefix + redactor.add(read_secret(value.secret, target))
-        else:
-            headers[name.lower()] = value
-    headers |= {"dispatcher-job-id": str(job.id), "dispatcher-attempt": str(job.attempt)}
+    headers, body = payload.prepare(job, target, redactor)
+    headers = {"idempotency-key": str(job.id)} | headers
     if payload.sign is not None:
         # The job's id, the same in each try, so that a receiver can tell a second delivery.
         secret = redactor.add(read_secret(payload.sign.secret, target))

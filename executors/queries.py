@@ -114,21 +114,28 @@ def find_query(name: str, params: Mapping[str, object]) -> BoundQuery:
         raise Fail(f"query {name!r}: {exc}") from None
 
 
+class TookTooLong(Fail):
+    """The query took longer than it may."""
+
+
 @contextmanager
-def reading(ctx: Context, bound: BoundQuery) -> Iterator[Reading]:
+def reading(ctx: Context, bound: BoundQuery, *, timeout_s: float | None = None) -> Iterator[Reading]:
     """Opens the query's database and checks the query there; what runs inside ends at once when the job is canceled.
 
-    Errors of the query become Fail, those of the connection remain what they are: another try may help.
+    `timeout_s` is for each statement, where the query's own statement_timeout is not shorter. Errors of the query
+    become Fail, those of the connection remain what they are: another try may help.
     """
+    most_s = min((seconds for seconds in (timeout_s, bound.query.statement_timeout) if seconds), default=None)
     try:
         with stopping(ctx, _connect(ctx, bound)) as conn:
             conn.read_only, conn.isolation_level = True, psycopg.IsolationLevel.REPEATABLE_READ
-            yield _prepared(conn, bound)
+            yield _prepared(conn, bound, most_s)
             conn.rollback()
     except errors.QueryCanceled:
-        if bound.query.statement_timeout is None:  # somebody at the server ended it
+        if most_s is None:  # somebody at the server ended it
             raise
-        raise Fail(f"query {bound.name!r} took longer than its statement_timeout") from None
+        which = f"its timeout of {most_s:g} s" if most_s == timeout_s else "its statement_timeout"
+        raise TookTooLong(f"query {bound.name!r} took longer than {which}") from None
     except psycopg.Error as exc:
         ctx.raise_if_canceled()
         # Without a SQLSTATE it is a value that Python cannot hold, such as a date without end.
@@ -154,7 +161,7 @@ def _connect(ctx: Context, bound: BoundQuery) -> Connection[Any]:
         raise Fail(f"query {bound.name!r}: {variable} is no DSN of PostgreSQL") from None
 
 
-def _prepared(conn: Connection[Any], bound: BoundQuery) -> Reading:
+def _prepared(conn: Connection[Any], bound: BoundQuery, timeout_s: float | None) -> Reading:
     cursor = psycopg.ClientCursor(conn)
     cursor.adapters.register_dumper(int, _Whole)
     cursor.adapters.register_dumper(Decimal, _Exact)
@@ -165,7 +172,7 @@ def _prepared(conn: Connection[Any], bound: BoundQuery) -> Reading:
     except (psycopg.ProgrammingError, TypeError) as exc:
         raise Fail(f"query {bound.name!r}: {exc}; write placeholders as %(name)s, and % as %%") from None
     statement = text.rstrip().rstrip(";").encode()
-    settings = SETTINGS | {"statement_timeout": str(round((bound.query.statement_timeout or 0) * 1000))}
+    settings = SETTINGS | {"statement_timeout": str(round((timeout_s or 0) * 1000))}
     for name, value in settings.items():
         conn.execute("select set_config(%s, %s, true)", [name, value])
     # The extended protocol (binary=True) takes one statement only. From the first query on, which was ours, PostgreSQL

@@ -151,7 +151,8 @@ def add(conn: psycopg.Connection, count: int) -> None:
     )
 
 
-ANALYZE = "analyze dispatcher.job, dispatcher.claim, dispatcher.type, dispatcher.batch, dispatcher.dependency, dispatcher.follow_up"
+TABLES = ("job", "claim", "type", "batch", "dependency", "follow_up")
+ANALYZE = "analyze " + ", ".join(f"dispatcher.{table}" for table in TABLES)
 
 
 def around(conn: psycopg.Connection, count: int) -> None:
@@ -213,27 +214,27 @@ def plans(database: str, pages: Pages) -> Plans:
 
     with psycopg.connect(database, autocommit=True) as conn:
         publish(conn)
-        for table in ("job", "claim", "type", "batch", "dependency", "follow_up"):
+        for table in TABLES:
             conn.execute(f"alter table dispatcher.{table} set (autovacuum_enabled = off)".encode())
         note(STAGES[0])
         # A plan is kept until the next statistics are taken: one that is made for a few rows has to do for very many.
         add(conn, 20)
         around(conn, 20)
-        conn.execute(ANALYZE)
+        conn.execute(ANALYZE.encode())
         note(STAGES[1])
         conn.execute("update dispatcher.job set state = 'succeeded', run_at = null, finished_at = now()")
-        conn.execute(ANALYZE)
+        conn.execute(ANALYZE.encode())
         note(STAGES[2])
         conn.execute(
             "truncate dispatcher.job, dispatcher.batch, dispatcher.dependency, dispatcher.follow_up restart identity"
         )
-        conn.execute(ANALYZE)
+        conn.execute(ANALYZE.encode())
         add(conn, 200_000)
         around(conn, 50_000)
         note(STAGES[3])
         add(conn, 800_000)
         note(STAGES[4])
-        conn.execute(ANALYZE)
+        conn.execute(ANALYZE.encode())
         note(STAGES[5])
     return found
 
