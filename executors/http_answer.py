@@ -26,18 +26,29 @@ class Redactor:
     """Keeps the secrets of a request out of what is stored: some servers send back what they got."""
 
     def __init__(self) -> None:
-        self._secrets: list[str] = []
+        self._forms: set[str] = set()
 
     def add(self, secret: str) -> str:
-        """Takes note of one, and returns it."""
-        self._secrets.append(secret)
+        """Takes note of one, as it is and as JSON may write it, and returns it."""
+        forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+        self._forms |= forms | {form.replace("/", "\\/") for form in forms}  # as PHP does
         return secret
 
     def clean(self, text: str) -> str:
         """The text without any of them, and storable: PostgreSQL knows no NUL."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        for form in self._forms:
+            text = text.replace(form, "***")
         return text.replace("\0", "\ufffd")
+
+    def clean_bytes(self, data: bytes, *, cut: bool = False) -> bytes:
+        """Bytes without any of them, nor the beginning of one at the end where they were `cut`."""
+        forms = [form.encode() for form in self._forms]
+        for form in forms:
+            data = data.replace(form, b"***")
+        for form in forms if cut else ():
+            begun = (size for size in range(len(form) - 1, 0, -1) if data.endswith(form[:size]))
+            data = data[: len(data) - next(begun, 0)]
+        return data
 
 
 def headers_of(answer: Answer, redactor: Redactor) -> dict[str, str]:
@@ -65,6 +76,7 @@ def body_of(answer: Answer, ctx: Context, redactor: Redactor, *, most: int, stor
 def error_line(answer: Answer, method: str, redactor: Redactor, body: bytes | None = None) -> str:
     """The status and how the body begins, in one line; the body is read unless it is given."""
     start = answer.start(2000) if body is None else body[:2000]
+    start = redactor.clean_bytes(start, cut=len(start) == 2000)
     said = redactor.clean(start.decode(errors="replace"))
     where = redactor.clean(answer.url.partition("?")[0])
     line = " ".join(said.split())[:300]
@@ -142,6 +154,7 @@ class _Body:
 
 def shown(body: bytes, kind: str, redactor: Redactor) -> dict[str, Any]:
     """A body that came as `kind`, as part of a result."""
+    body = redactor.clean_bytes(body)
     header = Message()
     header["content-type"] = kind
     media = header.get_content_type()

@@ -52,7 +52,8 @@ class Body(BaseModel):
 
 def _sendable(headers: dict[str, str | Secret]) -> dict[str, str | Secret]:
     for name in headers:
-        if name.lower() in UNSENDABLE or name.lower().startswith(OURS):
+        plain = name.lower().replace("_", "-")  # some receivers take one for the other
+        if plain in UNSENDABLE or plain.startswith(OURS):
             raise ValueError(f"{name} is not for the payload to set")
     if len({name.lower() for name in headers}) < len(headers):
         raise ValueError("a header may stand there once")

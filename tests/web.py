@@ -49,6 +49,10 @@ class Site:
         if tls is not None:
             self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
 
+    def answer_by(self, answer: Callable[[Asked], Reply]) -> None:
+        """From now on."""
+        self._answer = answer
+
     @property
     def port(self) -> int:
         """Where it listens."""

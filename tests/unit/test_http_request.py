@@ -101,6 +101,8 @@ def test_body_arrives_as_it_is(sites: Callable[..., Site], body: Any, sent: byte
         {"headers": {"Host": "other.example"}},
         {"headers": {"Proxy-Authorization": "x"}},
         {"headers": {"Dispatcher-Job-Id": "8"}},
+        {"headers": {"dispatcher_job_id": "8"}},  # CGI and WSGI take it for the other
+        {"headers": {"Content_Length": "8"}},
         {"headers": {"A": "1", "a": "2"}},
         {"headers": {"A": {"secret": "../x"}}},
         {"headers": {"A": {"secret": "SHOP", "host": "x"}}},
@@ -229,6 +231,53 @@ def test_secret_is_sent_and_stands_in_no_result_or_error(shop: Site, path: str) 
     assert shop.asked[0].headers["authorization"] == f"Bearer {SECRET}"
     assert "Bearer ***" in repr(ended.result) + repr(ended.errors)
     assert SECRET not in repr(ended)
+
+
+def echoed(shop: Site, monkeypatch: pytest.MonkeyPatch, secret: str, kind: str, status: int = 200) -> Any:
+    """What becomes of an answer in which the server sends a secret back in its own way."""
+    said = {
+        "bytes": lambda token: b"\xff" + token.encode(),
+        "padded": lambda token: b" " * 1990 + token.encode(),
+        "python": lambda token: json.dumps({"got": token}).encode(),
+        "php": lambda token: json.dumps({"got": token}).replace("/", "\\/").encode(),
+        "utf-16": lambda token: token.encode("utf-16"),
+        "latin-1": lambda token: token.encode("latin-1"),
+    }[kind]
+    media = {"python": "application/json", "php": "application/json"}.get(kind, f"text/plain; charset={kind}")
+    shop.answer_by(
+        lambda asked: Reply(status, said(asked.headers["x"].encode("latin-1").decode()), (("content-type", media),))
+    )
+    monkeypatch.setenv("DISPATCHER_SECRET_SHOP_TOKEN", secret)
+    return run_inline(http_request, {"url": shop.url, "headers": {"X": {"secret": "SHOP_TOKEN"}}})
+
+
+@pytest.mark.parametrize(
+    ("secret", "kind"),
+    [
+        ('a"b/c\\d', "python"),
+        ("né-5f2e9c1d", "python"),
+        ("né-5f2e9c1d", "latin-1"),
+        ("5f2e/9c1d+e", "php"),
+        (SECRET, "utf-16"),
+    ],
+)
+def test_secret_that_comes_back_written_otherwise_is_in_no_result(
+    shop: Site, monkeypatch: pytest.MonkeyPatch, secret: str, kind: str
+) -> None:
+    body = echoed(shop, monkeypatch, secret, kind).result["body"]
+    assert (body["got"] if isinstance(body, dict) else body.lstrip("\ufeff")) == "***"
+
+
+def test_secret_that_comes_back_among_bytes_is_in_no_result(shop: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = echoed(shop, monkeypatch, SECRET, "bytes")
+    assert base64.b64decode(ended.result["body_base64"]) == b"\xff***"
+
+
+def test_beginning_of_a_secret_is_in_no_error_where_the_answer_is_cut(
+    shop: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = echoed(shop, monkeypatch, SECRET, "padded", status=500)
+    assert message(ended).endswith("was answered with status 500")
 
 
 def test_secret_of_one_host_is_not_sent_to_another_that_may_be_asked(shop: Site, sites: Callable[..., Site]) -> None:
