@@ -225,9 +225,13 @@ def _unpacked(raw: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     begun = False
     for data in raw:
         begun, rest = True, data
-        while rest and not unpacker.eof:
+        while rest:
+            if unpacker.eof:
+                if rest[:1] != b"\x1f":
+                    return  # some servers fill up with zeros
+                unpacker = zlib.decompressobj(wbits=47)  # a gzip file can have several parts
             yield unpacker.decompress(rest, _CHUNK)
-            rest = unpacker.unconsumed_tail
+            rest = unpacker.unconsumed_tail or unpacker.unused_data
     while begun and not unpacker.eof and (rest := unpacker.decompress(b"", _CHUNK)):
         yield rest
     if begun and not unpacker.eof:

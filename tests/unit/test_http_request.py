@@ -235,7 +235,7 @@ def test_secret_is_sent_and_stands_in_no_result_or_error(shop: Site, path: str) 
 
 def echoed(shop: Site, monkeypatch: pytest.MonkeyPatch, secret: str, kind: str, status: int = 200) -> Any:
     """What becomes of an answer in which the server sends a secret back in its own way."""
-    said = {
+    said: dict[str, Callable[[str], bytes]] = {
         "bytes": lambda token: b"\xff" + token.encode(),
         "padded": lambda token: b" " * 1990 + token.encode(),
         "python": lambda token: json.dumps({"got": token}).encode(),

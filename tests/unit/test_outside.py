@@ -521,6 +521,14 @@ def test_packed_body_is_unpacked_whole(hosts: Callable[..., None], kind: str, pa
                 answer.read(1 << 20)
 
 
+def test_packed_body_of_several_parts_is_not_cut_after_the_first(hosts: Callable[..., None]) -> None:
+    parts = gzip.compress(b"one ") + gzip.compress(b"x" * 200_000) + gzip.compress(b" three") + bytes(100)
+    with serve(lambda asked: Reply(body=parts, headers=(("content-encoding", "gzip"),))) as site:
+        hosts(site.url)
+        with ask(context(), "GET", site.url) as answer:
+            assert answer.read(1 << 20) == b"one " + b"x" * 200_000 + b" three"
+
+
 def test_endless_headers_are_not_read(hosts: Callable[..., None]) -> None:
     many = tuple((f"x-{n}", "v" * 1000) for n in range(200))
     with serve(lambda asked: Reply(headers=many)) as site:
