@@ -6,6 +6,7 @@ has ended, its callback, of the type `fan_out_wake`, runs the job at once; and t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from .fan_out_results import Gathered
 
 FIRST_LOOK_S, LAST_LOOK_S = 2.0, 60.0
 FIRST_TRY_S, LAST_TRY_S = 0.2, 5.0  # of the callback, while the job still falls asleep or just looks
+MOST_FIXED_BYTES = 256 << 20  # of `fixed` in all children: a payload of a MiB could write a hundred GiB
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -131,6 +133,10 @@ def _payloads(payload: FanOutPayload, items: list[JsonValue]) -> Iterator[dict[s
 
 def _start(payload: FanOutPayload, items: list[JsonValue], conn: Connection[Any], ctx: Context) -> None:
     """The children and the note of them commit together: there is never a second batch."""
+    children = -(-len(items) // (payload.chunk or 1))
+    size = children * len(json.dumps(payload.fixed))
+    if size > MOST_FIXED_BYTES:
+        raise Fail(f"{children} children would get {size} bytes of fixed: put it where they can read it, or use chunk")
     try:
         batch = ctx.enqueue_batch(
             payload.type,
@@ -142,7 +148,6 @@ def _start(payload: FanOutPayload, items: list[JsonValue], conn: Connection[Any]
         )
     except EnqueueError as exc:
         raise Fail(f"nothing was enqueued: {exc}") from exc
-    children = -(-len(items) // (payload.chunk or 1))
     ctx.checkpoint(conn, {"batch": batch, "children": children})
     conn.commit()
     ctx.progress(0, f"0 of {children} jobs done")

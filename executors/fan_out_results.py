@@ -9,6 +9,7 @@ from psycopg import Connection
 from dispatcher import Cancel, Fail, Partial
 
 ROWS = 1000  # children read at a time
+MOST_BYTES = 64 << 20  # of results in one list: many children of up to max_result_bytes each would fill the memory
 MAX_ERRORS = 1000  # that are listed; the rest is counted
 MAX_MESSAGE = 300
 ENDED = {"partial": "succeeded in part", "failed": "failed", "canceled": "was canceled"}
@@ -20,6 +21,8 @@ class Child(NamedTuple):
     id: int
     state: Literal["succeeded", "partial", "failed", "canceled"]
     result: Any
+    left_out: bool
+    """It has a result, which is one too many."""
     result_url: str | None
     message: str | None
 
@@ -37,10 +40,14 @@ class Gathered:
             # Their ids are in the items' order. Who has joined the batch since came later.
             cursor.execute(
                 """
-                select id, state, result, result_url, errors -> -1 ->> 'message' from dispatcher.job
-                where parent_id = %s order by id limit %s
+                select id, state, case when total <= %(most)s then result end, total > %(most)s and result is not null,
+                       result_url, errors -> -1 ->> 'message'
+                from (select id, state, result, result_url, errors,
+                             sum(octet_length(result::text)) over (order by id) as total
+                      from dispatcher.job where parent_id = %(batch)s) children
+                order by id limit %(count)s
                 """,
-                [batch, count],
+                {"batch": batch, "count": count, "most": MOST_BYTES},
             )
             for at, row in enumerate(cursor):
                 self._add(at, Child(*row))
@@ -72,9 +79,13 @@ class Gathered:
     def _add(self, at: int, child: Child) -> None:
         self._states[child.state] += 1
         good = child.state in ("succeeded", "partial")
-        stored = good and child.result is None and child.result_url is not None
-        # One that was too large for its row is too large for ours.
-        self._results.append({"result_url": child.result_url} if stored else child.result if good else None)
+        if good and child.left_out:
+            self._results.append({"job": child.id})
+        elif good and child.result is None and child.result_url is not None:
+            # One that was too large for its row is too large for ours.
+            self._results.append({"result_url": child.result_url})
+        else:
+            self._results.append(child.result if good else None)
         if child.state != "succeeded" and len(self._errors) < MAX_ERRORS:
             message = f"job {child.id} {ENDED[child.state]}{': ' if child.message else ''}{child.message or ''}"
             self._errors.append({"message": message[:MAX_MESSAGE], "item": {"index": at, "job": child.id}})

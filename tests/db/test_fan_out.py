@@ -213,6 +213,22 @@ def test_many_errors_are_counted_and_some_listed(queue: Queue, monkeypatch: pyte
     assert (len(job.errors), job.result["failed"]) == (2, 3)
 
 
+def test_small_payload_does_not_fill_the_disk(queue: Queue, conn: Connection) -> None:
+    fixed = {"text": "x" * 500_000}
+    id = queue.enqueue("fan_out", {"type": "add", "items": [1] * 200_000, "key": "n", "fixed": fixed})
+    job = wake_only(queue, id)
+    assert (job.state, len(children(conn, "add"))) == (State.FAILED, 0)
+    assert "bytes of fixed" in job.errors[-1]["message"]
+
+
+def test_many_results_do_not_fill_the_memory(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out_results, "MOST_BYTES", 4)
+    job = wake_only(queue, queue.enqueue("fan_out", {"type": "double", "items": [5, 6, 13, 7, 14], "key": "n"}))
+    results = job.result["results"]
+    assert [results[0], results[1], results[2]] == [10, 12, None]
+    assert [queue.client.result(results[at]["job"]) for at in (3, 4)] == [14, 28]
+
+
 def test_retry_of_the_batch_gathers_again(queue: Queue, conn: Connection) -> None:
     id = queue.enqueue("fan_out", {"type": "double", "items": [1, 13], "key": "n"})
     assert wake_only(queue, id).state is State.PARTIAL

@@ -242,10 +242,12 @@ def echoed(shop: Site, monkeypatch: pytest.MonkeyPatch, secret: str, kind: str, 
         "php": lambda token: json.dumps({"got": token}).replace("/", "\\/").encode(),
         "utf-16": lambda token: token.encode("utf-16"),
         "latin-1": lambda token: token.encode("latin-1"),
-    }[kind]
+    }
     media = {"python": "application/json", "php": "application/json"}.get(kind, f"text/plain; charset={kind}")
     shop.answer_by(
-        lambda asked: Reply(status, said(asked.headers["x"].encode("latin-1").decode()), (("content-type", media),))
+        lambda asked: Reply(
+            status, said[kind](asked.headers["x"].encode("latin-1").decode()), (("content-type", media),)
+        )
     )
     monkeypatch.setenv("DISPATCHER_SECRET_SHOP_TOKEN", secret)
     return run_inline(http_request, {"url": shop.url, "headers": {"X": {"secret": "SHOP_TOKEN"}}})
