@@ -53,7 +53,7 @@ def session_init(job: Job, ctx: Context) -> dict[str, Any]:
     started = time.monotonic()
     payload: SessionPayload = job.payload
     branch = payload.branch or f"session/{payload.session}"
-    with _session(payload.workspace, payload.session, ctx) as session:
+    with _session(payload, ctx) as session:
         if session is None:
             raise Fail(
                 f"there is no workspace {payload.workspace!r} on this host: enqueue this job `after` its workspace_init"
@@ -90,7 +90,7 @@ def session_remove(job: Job, ctx: Context) -> dict[str, Any]:
     """Removes a session, unless work in it would be lost."""
     payload: RemovalPayload = job.payload
     answer = {"workspace": payload.workspace, "session": payload.session}
-    with _session(payload.workspace, payload.session, ctx) as session:
+    with _session(payload, ctx) as session:
         note = session.read() if session else None
         if session is None or note is None:
             return answer | {"removed": False, "branch_kept": None}
@@ -99,10 +99,10 @@ def session_remove(job: Job, ctx: Context) -> dict[str, Any]:
 
 
 @contextmanager
-def _session(workspace: str, session: str, ctx: Context) -> Iterator[Session | None]:
+def _session(payload: SessionPayload | RemovalPayload, ctx: Context) -> Iterator[Session | None]:
     """A session while its workspace is locked; None where there is no such workspace."""
-    place = find_workspace(workspace)
+    place = find_workspace(payload.workspace, ctx.job.tenant)
     # Before there is a workspace, the lock is held by the job that makes it.
     with place.locked(ctx) as lock:
         ready = place.read() is not None
-        yield Session(place, session, Git(place.tree, ctx, lock)) if ready else None
+        yield Session(place, payload.session, Git(place.tree, ctx, lock)) if ready else None

@@ -61,7 +61,7 @@ def workspace_init(job: Job, ctx: Context) -> dict[str, Any]:
     """Makes a workspace from a git repository or a template folder, unless it is there."""
     started = time.monotonic()
     payload: WorkspacePayload = job.payload
-    workspace = find_workspace(payload.workspace)
+    workspace = find_workspace(payload.workspace, job.tenant)
     with workspace.locked(ctx) as lock:
         note = workspace.read()
         created = note is None
@@ -92,7 +92,8 @@ def _make(workspace: Workspace, payload: WorkspacePayload, job: Job, ctx: Contex
             assert payload.template is not None
             commit = _from_template(payload.template, git, ctx)
         refuse_links_out(tree, ctx)
-        note = {"workspace": payload.workspace, "source": payload.source, "commit": commit, "job": job.id}
+        note: dict[str, Any] = {"workspace": payload.workspace, "tenant": job.tenant, "source": payload.source}
+        note |= {"commit": commit, "job": job.id}
         _flush(staging, ctx)
         write_note(staging / "workspace.json", note)
         ctx.raise_if_canceled()

@@ -46,10 +46,11 @@ Name = Annotated[str, AfterValidator(plain_name)]
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace by its name, there or not."""
+    """A tenant's workspace by its name, there or not."""
 
     root: Path
     name: str
+    tenant: str | None
 
     @property
     def folder(self) -> Path:
@@ -72,11 +73,16 @@ class Workspace:
         return self.root / ".staging" / self.name.lower()
 
     def read(self) -> dict[str, Any] | None:
-        """What its note says; None where there is no workspace. Raises Fail for a folder that is none."""
+        """What its note says; None where there is no workspace.
+
+        Raises Fail for a folder that is none, and for another tenant's workspace.
+        """
         refuse_other_case(self.root, self.name)
         note = read_note(self.folder / "workspace.json")
         if note is None and os.path.lexists(self.folder):
             raise Fail(f"{self.folder} is no workspace: it has no workspace.json; move it away")
+        if note is not None and note["tenant"] != self.tenant:
+            raise Fail(f"workspace {self.name!r} belongs to another tenant: choose another name")
         return note
 
     @contextmanager
@@ -95,14 +101,14 @@ class Workspace:
             os.close(fd)
 
 
-def find_workspace(name: str) -> Workspace:
+def find_workspace(name: str, tenant: str | None) -> Workspace:
     """The workspace `name` below the folder that the administrator has set; raises Fail without one."""
     root = os.environ.get(SETTING, "")
     if not root:
         raise Fail(f"workspaces are off: set {SETTING} for the daemon to the folder in which they are made")
     if not Path(root).is_absolute() or not Path(root).is_dir():
         raise Fail(f"{SETTING} must be the absolute path of a folder that exists, not {root!r}")
-    return Workspace(Path(root).resolve(), name)
+    return Workspace(Path(root).resolve(), name, tenant)
 
 
 def refuse_other_case(folder: Path, name: str) -> None:

@@ -214,7 +214,7 @@ def test_many_errors_are_counted_and_some_listed(queue: Queue, monkeypatch: pyte
 
 
 def test_small_payload_does_not_fill_the_disk(queue: Queue, conn: Connection) -> None:
-    fixed = {"text": "x" * 500_000}
+    fixed = {"text": "x" * 300_000}
     id = queue.enqueue("fan_out", {"type": "add", "items": [1] * 200_000, "key": "n", "fixed": fixed})
     job = wake_only(queue, id)
     assert (job.state, len(children(conn, "add"))) == (State.FAILED, 0)

@@ -162,6 +162,25 @@ def test_name_that_is_taken_by_another_source_is_refused(origin: Path, templates
         from_template("web")
 
 
+@pytest.mark.parametrize("tenant", [None, "them"])
+def test_workspace_of_another_tenant_is_not_touched_or_told_of(origin: Path, root: Path, tenant: str | None) -> None:
+    source = {"url": f"file://{origin}"}
+    run(context("workspace_init", {"workspace": "ws", "git": source}, tenant="we"))
+    run(context("session_init", {"workspace": "ws", "session": "s"}, tenant="we"))
+    (root / "ws" / "sessions" / "s" / "work").write_text("theirs")
+    jobs: list[tuple[str, dict[str, Any]]] = [
+        ("workspace_init", {"git": source}),
+        ("workspace_init", {"git": source | {"ref": "v1"}}),
+        ("session_init", {"session": "s"}),
+        ("session_init", {"session": "mine"}),
+        ("session_remove", {"session": "s", "force": True}),
+    ]
+    for type, payload in jobs:
+        with pytest.raises(Fail, match=r"^workspace 'ws' belongs to another tenant: choose another name$"):
+            run(context(type, {"workspace": "ws", **payload}, tenant=tenant))
+    assert (root / "ws" / "sessions" / "s" / "work").read_text() == "theirs"
+
+
 def test_names_that_are_one_on_some_file_systems_are_refused(origin: Path) -> None:
     init(origin, "Shop")
     with pytest.raises(Fail, match="'Shop' is there already, and differs from 'shop' only in"):

@@ -26,11 +26,13 @@ class Listening:
             self.waiting.set()
 
 
-def context(type: str, payload: dict[str, Any], *, attempt: int = 1, job_id: int = 7) -> Context:
+def context(
+    type: str, payload: dict[str, Any], *, attempt: int = 1, job_id: int = 7, tenant: str | None = None
+) -> Context:
     """The context of one attempt."""
     module = workspace_init if type == "workspace_init" else session_init
     model = getattr(module, type).__dispatcher_executor__.payload.model_validate(payload)
-    job = Job(job_id, type, None, model, 0, attempt, 0, datetime.now(UTC))
+    job = Job(job_id, type, tenant, model, 0, attempt, 0, datetime.now(UTC))
     return Context(job, timeout_s=None, runtime=Listening())  # type: ignore[arg-type]
 
 
