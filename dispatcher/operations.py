@@ -23,6 +23,7 @@ from dispatcher.options import (
     encode_keys,
     encode_options,
     encode_payload,
+    misfits,
     parse_payload,
     seconds,
 )
@@ -332,10 +333,7 @@ def _model_check(type: str, validate: Callable[[Any], Any]) -> Fits:
         try:
             validate(body)
         except ValidationError as exc:
-            found = exc.errors(include_url=False, include_input=False, include_context=False)
-            parts = [": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in found[:3]]
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            raise InvalidPayload(f"the payload does not fit {type!r}: {'; '.join(parts)}{more}") from None
+            raise InvalidPayload(f"the payload does not fit {type!r}: {misfits(exc)}") from None
 
     return check
 

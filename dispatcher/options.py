@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
+from pydantic import ValidationError
+
 from dispatcher.batch import Callback
 from dispatcher.errors import InvalidOption, InvalidPayload
 from dispatcher.outcome import encode
@@ -220,3 +222,13 @@ def _spot(value: Any, path: str = "", depth: int = 0) -> str:
             here = f"{path}.{key!s}" if path else str(key)
             return _spot(inner, here, depth + 1)
     return f"{path!s}: ".encode("utf-8", "backslashreplace").decode() if path else ""
+
+
+def misfits(exc: ValidationError) -> str:
+    """What of a payload does not fit its model, and where: the first three, in one line."""
+    found = exc.errors(include_url=False, include_input=False, include_context=False)
+    parts = []
+    for one in found[:3]:
+        where, reason = ".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {reason}" if where else reason)
+    return "; ".join(parts) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

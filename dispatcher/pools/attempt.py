@@ -17,6 +17,7 @@ from dispatcher.ending import Conclusion
 from dispatcher.executor import Executor
 from dispatcher.inflight import Execution
 from dispatcher.job import CancelReason, Job
+from dispatcher.options import misfits
 from dispatcher.outcome import JobError, Outcome, Raised, Returned
 from dispatcher.queries.claims import Claimed
 
@@ -162,8 +163,4 @@ def explain_misfit(exc: BaseException) -> str:
     """Which fields of a payload do not fit its model, and why."""
     if not isinstance(exc, ValidationError):
         return f"the payload cannot be read: {type(exc).__name__}"
-    parts = []
-    for error in exc.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in error["loc"])
-        parts.append(f"{where}: {error['msg']}" if where else error["msg"])
-    return "the payload does not fit: " + "; ".join(parts)
+    return f"the payload does not fit: {misfits(exc)}"

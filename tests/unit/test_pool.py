@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import AfterValidator, BaseModel, field_validator
 
 from dispatcher.context import Context, Interrupted
 from dispatcher.executor import Executor
@@ -182,6 +183,18 @@ def test_misfit_names_the_field_and_is_not_tried_again(pool: Pool) -> None:
     assert outcome(execution).state is State.FAILED
     assert "the payload does not fit: n: " in outcome(execution).errors
     assert pool.inflight.executing == []
+
+
+def test_long_list_of_misfits_is_cut_and_in_plain_words(pool: Pool) -> None:
+    def refuse(n: int) -> int:
+        raise ValueError("choose another")
+
+    class Model(BaseModel):
+        n: list[Annotated[int, AfterValidator(refuse)]]
+
+    execution = pool.end(lambda job, ctx: "never", json.dumps({"n": [1] * 1000}), model=Model)
+    said = "the payload does not fit: n.0: choose another; n.1: choose another; n.2: choose another; and 997 more"
+    assert json.loads(outcome(execution).errors)[0]["message"] == said
 
 
 @pytest.mark.parametrize("exc", [RuntimeError("broken validator"), KeyError(1), SystemExit(1)])
