@@ -6,13 +6,13 @@ holds its DNS. So only public addresses count, unless the administrator has writ
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 from dispatcher import Fail
+
+from .lists import read_list
 
 SETTING = "DISPATCHER_HTTP_HOSTS"
 EXAMPLE = "api.example.com,*.example.org,http://10.1.2.3:8080,internal:http://svc.local:8080"
@@ -102,16 +102,7 @@ class Rule:
 
 def read_rules(setting: str = SETTING) -> list[Rule]:
     """The entries of a setting; raises Fail with what to do for one that cannot be read."""
-    text = os.environ.get(setting, "").strip()
-    try:
-        entries = (
-            json.loads(text) if '"' in text or text == "[]" else [part for part in text.split(",") if part.strip()]
-        )
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise ValueError("no list of texts")
-    except ValueError:
-        raise Fail(f"{setting} must be a JSON list of texts, or texts with commas between, like {EXAMPLE}") from None
-    return [_rule(entry.strip(), setting) for entry in entries]
+    return [_rule(entry, setting) for entry in read_list(setting, EXAMPLE)]
 
 
 def allow(url: str) -> Target:

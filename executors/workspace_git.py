@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dispatcher import Context, Fail, clean_environment, run_program
+
+from .lists import read_list
 
 SETTING = "DISPATCHER_GIT_URLS"
 CONFIG_SETTING = "DISPATCHER_GIT_CONFIG"
@@ -152,17 +153,12 @@ class Git:
 
 def allowed(url: str) -> str:
     """The scheme of a URL that the administrator has allowed; raises Fail with what to do."""
-    setting = os.environ.get(SETTING, "").strip()
-    try:
-        prefixes = json.loads(setting) if setting.startswith("[") else [word.strip() for word in setting.split(",")]
-    except ValueError:
-        raise Fail(f"{SETTING} must be a list like {EXAMPLE}") from None
-    prefixes = [prefix for prefix in prefixes if prefix]
+    prefixes = read_list(SETTING, EXAMPLE)
     if not prefixes:
         raise Fail(f"no git URL is allowed: set {SETTING} for the daemon, for example to {EXAMPLE}")
     for prefix in prefixes:
         # Without the slash, https://github.com/acme would allow https://github.com/acme-evil and acme.evil.com.
-        if not isinstance(prefix, str) or not prefix.startswith(tuple(f"{s}://" for s in SCHEMES)) or prefix[-1] != "/":
+        if not prefix.startswith(tuple(f"{s}://" for s in SCHEMES)) or prefix[-1] != "/":
             raise Fail(f"{SETTING}: each must begin with {'://, '.join(SCHEMES)}:// and end with /")
     if not url.startswith(tuple(prefixes)):
         raise Fail(f"the git URL is not allowed; {SETTING} has {', '.join(map(_shown, prefixes))}")
