@@ -25,6 +25,8 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")  # in front of an IPv4 address, where a network has no IPv4 of its own
 # Public by Python 3.11's list, and yet nobody's host: protocol assignments and relays, tunnels, documentation.
 _NOBODY = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")]
+# Where clouds hand out the host's own credentials: AWS, Alibaba, Azure. That of most, 169.254.169.254, is link-local.
+_CLOUDS = [ip_network(text) for text in ("fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32")]
 
 
 def is_public(address: Address) -> bool:
@@ -32,20 +34,24 @@ def is_public(address: Address) -> bool:
     plain = _unwrapped(address)
     if isinstance(plain, IPv6Address) and plain not in _GLOBAL_UNICAST:
         return False
-    special = any(plain in network for network in _NOBODY if network.version == plain.version)
-    return plain.is_global and not (plain.is_multicast or plain.is_reserved or special)
+    return plain.is_global and not (plain.is_multicast or plain.is_reserved or _is_special(plain))
 
 
 def is_inside(address: Address) -> bool:
     """Whether an address may be one of the administrator's own hosts: private or loopback.
 
-    Not link-local: there clouds hand out the host's own credentials (169.254.169.254).
+    Not link-local, nor what else is there to hand out the host's own credentials.
     """
     plain = _unwrapped(address)
     shared = plain.version == 4 and plain in ip_network("100.64.0.0/10")
     loopback = plain.is_loopback
-    other = plain.is_link_local or plain.is_multicast or plain.is_unspecified or (plain.is_reserved and not loopback)
+    other = plain.is_link_local or plain.is_multicast or plain.is_unspecified or _is_special(plain)
+    other = other or (plain.is_reserved and not loopback)
     return not other and (shared or loopback or (plain.is_private and str(plain) != "255.255.255.255"))
+
+
+def _is_special(address: Address) -> bool:
+    return any(address in network for network in (*_NOBODY, *_CLOUDS) if network.version == address.version)
 
 
 @dataclass(frozen=True, slots=True)
