@@ -25,6 +25,8 @@ from .workspaces import (
     write_note,
 )
 
+_UNMAKEABLE = ("is not a valid branch name", "cannot create 'refs/heads/")
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -65,10 +67,12 @@ class Session:
             self.git("worktree", "add", "--quiet", "--no-track", "-b", branch, "--", str(self.folder), commit)
             refuse_links_out(self.folder, ctx)
             write_note(self._note, note | {"ready": True})
-        except BaseException:
+        except BaseException as exc:
             # What cannot be cleared away now is noted for the next try.
             with suppress(GitFailed, OSError):
                 self.clear(branch)
+            if isinstance(exc, GitFailed) and any(words in str(exc) for words in _UNMAKEABLE):
+                raise Fail(f"branch {branch!r} cannot be made, choose another: {exc}") from exc
             raise
         return note
 
@@ -94,7 +98,8 @@ class Session:
         git("worktree", "prune")
         if branch is not None:
             # Left by a git that was killed; the branch was this session's alone.
-            (self.git.tree / ".git" / "refs" / "heads" / f"{branch}.lock").unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):  # the latter where a branch has a part of its name
+                (self.git.tree / ".git" / "refs" / "heads" / f"{branch}.lock").unlink()
             if git.commit(f"refs/heads/{branch}") is not None:
                 git("update-ref", "-d", f"refs/heads/{branch}")
         self._note.unlink(missing_ok=True)

@@ -181,6 +181,18 @@ def test_workspace_of_another_tenant_is_not_touched_or_told_of(origin: Path, roo
     assert (root / "ws" / "sessions" / "s" / "work").read_text() == "theirs"
 
 
+@pytest.mark.parametrize("branch", ["session/a/below", "session", "HEAD", "x.lock/y"])
+def test_branch_that_cannot_be_made_fails_for_good_and_leaves_the_name_free(
+    origin: Path, root: Path, branch: str
+) -> None:
+    init(origin)
+    session("a")
+    with pytest.raises(Fail, match="branch"):
+        session("b", branch=branch)
+    assert {path.name for path in (root / "ws" / "sessions").iterdir()} == {".a.json", "a"}
+    assert session("b")["created"]
+
+
 def test_names_that_are_one_on_some_file_systems_are_refused(origin: Path) -> None:
     init(origin, "Shop")
     with pytest.raises(Fail, match="'Shop' is there already, and differs from 'shop' only in"):
