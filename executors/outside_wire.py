@@ -7,6 +7,7 @@ answers differently the second time gains nothing. TLS and the Host header still
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -27,6 +28,8 @@ from .outside_rules import SETTING, Target
 
 CONNECT_S = 10.0  # for each address, so that a dead one leaves time for the next
 READ_BYTES = 65536
+
+logging.getLogger("httpcore").setLevel(logging.INFO)  # below it there are the headers of answers, cookies too
 
 _Found = list[tuple[int, Any]] | OSError | None
 

@@ -282,6 +282,15 @@ def test_beginning_of_a_secret_is_in_no_error_where_the_answer_is_cut(
     assert message(ended).endswith("was answered with status 500")
 
 
+def test_secret_that_comes_back_is_in_no_log_however_much_is_logged(
+    shop: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    run_inline(http_request, {"url": f"{shop.url}/away", **AUTHORIZED})
+    assert SECRET in str(shop.asked[0].headers)
+    assert SECRET not in caplog.text
+
+
 def test_secret_of_one_host_is_not_sent_to_another_that_may_be_asked(shop: Site, sites: Callable[..., Site]) -> None:
     other = sites(Reply())
     ended = run_inline(http_request, {"url": other.url, **AUTHORIZED})
