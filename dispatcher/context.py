@@ -121,7 +121,7 @@ class Context:
         self.raise_if_canceled()
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` once, in another thread, when the job is asked to stop (at once if it already was)."""
+        """Calls `callback` once, in another thread, when the job is asked to stop; here and now if it already was."""
         with _LOCK:
             if self._reason is None:
                 self._callbacks += (callback,)
