@@ -107,6 +107,13 @@ async def coroutine(job: Job, ctx: Context) -> Any:
     return "awaited"
 
 
+@executor("far.connect", pool="process")
+def connect(job: Job, ctx: Context) -> Any:
+    """Asks the dispatcher's database."""
+    with ctx.connect() as conn:
+        return conn.execute("select 1").fetchone()
+
+
 @executor("far.spin", pool="process")
 def spin(job: Job, ctx: Context) -> Any:
     """Computes for so many seconds of CPU time."""

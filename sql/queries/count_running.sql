@@ -1,9 +1,14 @@
--- count_running: running jobs per type and tenant of all owners but this one (they only become fewer: others do not claim). Not of those of
--- another lease, whose leader does claim: no type is of two leases, and the limit over all types is of the replicas of one.
+-- count_running: running jobs per type and tenant of all owners but this one (they only become fewer: others do not claim). Of owners
+-- under another lease, whose leader does claim, those of our types alone: a type that was moved here may still run there.
+with own as materialized (
+    select r.lease, r.types from dispatcher.replica r where r.id = %(owner)s
+)
 select j.type, j.tenant, count(*)::integer as running
-from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)
-      where c.owner <> %(owner)s and not exists (
-          select from dispatcher.replica r join dispatcher.replica own on own.id = %(owner)s where r.id = c.owner and r.lease <> own.lease)) named
+from (select distinct named.id,
+             exists (select from dispatcher.replica r join own o on o.lease <> r.lease where r.id = c.owner) as under_another
+      from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)
+      where c.owner <> %(owner)s) named
 join dispatcher.job j on j.id = any(array[named.id])
 where j.state = 'running' and j.owner <> %(owner)s
+  and (not named.under_another or j.type = any(array(select unnest(o.types) from own o)))
 group by j.type, j.tenant

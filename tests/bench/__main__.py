@@ -27,7 +27,7 @@ STATEMENTS = {
     "compute_query_id": "off",
     "pg_stat_statements.track": "none",
 }
-LONG = ("growth", "failover", "memory")  # take minutes: measured if they are named
+LONG = ("dask", "growth", "failover", "memory")  # take minutes: measured if they are named
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,6 +24,20 @@ pytestmark = [pytest.mark.system, pytest.mark.systemd, pytest.mark.timeout(180)]
 
 SOCKET = "/run/postgresql-of-the-test"
 PROGRAMS = {"sleep": "/usr/bin/sleep", "sh": ["/usr/bin/sh", "-c"]}
+# An executor for worker processes, as a user installs one.
+SANDBOXED = """
+import os, time
+from pathlib import Path
+from dispatcher import executor
+
+@executor("sandboxed", pool="process", memory_limit="64MiB", max_attempts=2)
+def sandboxed(job, ctx):
+    if job.attempt == 1 and job.payload["then"] == "hold":
+        time.sleep(60)
+    if job.payload["then"] == "grow":
+        bytearray(200 * 2**20)
+    return {"oom": Path("/proc/self/oom_score_adj").read_text().strip(), "user": os.getuid()}
+"""
 ORPHAN_AFTER_S = 30.0
 STOP_TIMEOUT_S = 25.0
 
@@ -62,6 +76,8 @@ def installed(host_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     imports = added / "srv/import"
     imports.mkdir(parents=True)
     (imports / "numbers.csv").write_text("n\n1\n2\n3\n")
+    (added / "srv/executors").mkdir()
+    (added / "srv/executors/sandboxed.py").write_text(SANDBOXED)
     sockets = Path(str(conninfo.conninfo_to_dict(host_dsn)["host"]))
     sockets.chmod(0o711)  # the user of the replicas has to get through
     _, binds, environment = installation.python()
@@ -69,6 +85,8 @@ def installed(host_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "DISPATCHER_DSN": conninfo.make_conninfo(host_dsn, host=SOCKET),
         "DISPATCHER_COMMANDS": json.dumps(PROGRAMS),
         "DISPATCHER_IMPORT_ROOT": "/srv/import",
+        "DISPATCHER_EXECUTORS": "sandboxed",
+        "PYTHONPATH": "/srv/executors",
     }
     with Machine(folder, added=added, binds={SOCKET: sockets, **binds}) as machine:
         installation.install(machine, wheel=wheel)
@@ -156,6 +174,25 @@ def test_start_waits_until_ready_and_jobs_run_in_the_sandbox(host: Host, databas
     ended = wait_for(database, ran, "succeeded", "failed")
     assert ended["state"] == "succeeded", ended["errors"]
     assert "42\ndispatcher\nNoNewPrivs:\t1" in ended["result"]["stdout"]
+
+
+def test_worker_processes_work_in_the_sandbox_and_die_with_their_replica(host: Host, database: Database) -> None:
+    ended = wait_for(database, enqueue(database, "sandboxed", {"then": "end"}), "succeeded", "failed")
+    assert ended["state"] == "succeeded", ended["errors"]
+    assert ended["result"]["oom"] == "500"
+    assert ended["result"]["user"] != 0
+    grown = wait_for(database, enqueue(database, "sandboxed", {"then": "grow"}, max_attempts=1), "succeeded", "failed")
+    assert "64.0MiB" in grown["errors"][0]["message"]
+    leader = host.leader()
+    assert leader is not None
+    before = host.show(leader)
+    held = enqueue(database, "sandboxed", {"then": "hold"})
+    wait_for(database, held, "running")
+    killed = time.monotonic()
+    host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", leader)
+    assert wait_for(database, held, "succeeded", seconds=ORPHAN_AFTER_S)["attempt"] == 2
+    assert time.monotonic() - killed < ORPHAN_AFTER_S / 2, "the death of replica and worker is proven"
+    wait_until(lambda: up_again(host, leader, before), "systemd restarts it")
 
 
 def test_reload_changes_a_limit_without_a_restart(host: Host) -> None:

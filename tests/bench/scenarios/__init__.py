@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.bench.scenarios.dask import dask
 from tests.bench.scenarios.drain import drain, limited
 from tests.bench.scenarios.enqueueing import enqueue, lines, notify
 from tests.bench.scenarios.failover import failover, stop
@@ -31,6 +32,7 @@ SCENARIOS: dict[str, Callable[[str, Size], Measures]] = {
     "notify": notify,
     "pickup": pickup,
     "pools": pools,
+    "dask": dask,
     "http": http,
     "failover": failover,
     "stop": stop,
