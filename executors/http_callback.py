@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from typing import Any
 
+from psycopg import errors
 from pydantic import BaseModel, ConfigDict
 
 from dispatcher import Context, Fail, Job, Snooze
@@ -22,6 +24,7 @@ from .durations import Duration, seconds
 
 SETTING = "DISPATCHER_CALLBACK_URL"
 LOOK_S = 60.0  # between two looks, should nobody wake the job
+_PATIENCE = "set local lock_timeout = '2s'"  # with whoever answers in a transaction of their own
 
 _BEGIN = """
     insert into dispatcher.callback as c (job_id, token_hashes) values (%(id)s, array[%(hash)s])
@@ -74,14 +77,22 @@ class Waiting:
 
     def accepted(self) -> None:
         """The receiver works on it: it is not asked again."""
-        self._write(_ACCEPT, "accepted")
+        with suppress(errors.LockNotAvailable):  # somebody is answering: the next look tells whether that counted
+            self._write(_ACCEPT, "accepted")
 
     def look(self) -> tuple[bool, Any]:
         """True and the job's result once there is a good answer; False where nobody has accepted yet.
 
         Raises Snooze while it is worked on, and what the job becomes where the answer is bad or too late.
         """
+        try:
+            return self._look()
+        except errors.LockNotAvailable:  # somebody is answering, and has yet to commit
+            raise Snooze(LOOK_S) from None
+
+    def _look(self) -> tuple[bool, Any]:
         with stopping(self._ctx, self._ctx.connect()) as conn:
+            conn.execute(_PATIENCE)
             row = conn.execute(_LOOK, {"id": self._id, "within_s": self._callback.deadline_s}).fetchone()
             answer, left_s = (None, None) if row is None else row
             if answer is None and left_s is None:
@@ -100,6 +111,7 @@ class Waiting:
 
     def _write(self, statement: str, stage: str, **values: Any) -> None:
         with stopping(self._ctx, self._ctx.connect()) as conn:
+            conn.execute(_PATIENCE)
             # The row first, as dispatcher.answer takes it, and then the job's.
             conn.execute(statement, {"id": self._id, **values})
             self._ctx.checkpoint(conn, {"callback": stage})

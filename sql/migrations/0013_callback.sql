@@ -13,7 +13,9 @@ create table dispatcher.callback (
 create function dispatcher.forget_callbacks() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    delete from dispatcher.callback c using gone g where c.job_id = g.id;
+    -- One that somebody is about to answer stays, and is nobody's.
+    delete from dispatcher.callback c where c.job_id = any(array(
+        select k.job_id from gone g join dispatcher.callback k on k.job_id = any(array[g.id]) for update of k skip locked));
     return null;
 end $$;
 

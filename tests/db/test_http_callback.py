@@ -378,3 +378,36 @@ def test_row_goes_with_its_job(queue: Queue, conn: Connection, add: Callable[...
     assert value(conn, "select count(*) from dispatcher.callback") == 1
     conn.execute("delete from dispatcher.job where id = %s", [id])
     assert value(conn, "select count(*) from dispatcher.callback") == 0
+
+
+def test_an_answer_that_its_writer_does_not_commit_holds_nobody_up(
+    dsn: str, queue: Queue, worker: Worker, conn: Connection, add: Callable[..., int]
+) -> None:
+    """It may be part of somebody's long transaction: the job looks again later, and no try is used up."""
+    id, worker.hold = add(), threading.Event()
+    drained = threading.Thread(target=queue.drain)
+    drained.start()
+    assert worker.came.wait(30)
+    token = worker.asked[0].headers["dispatcher-callback-token"]
+    with psycopg.connect(dsn) as writer:
+        writer.execute("select dispatcher.answer(%s, %s, %s)", [id, token, json.dumps(DONE)])
+        worker.hold.set()
+        drained.join(30)
+        assert not drained.is_alive()
+        assert (job(conn, id)["state"], job(conn, id)["failures"]) == ("scheduled", 0)
+    conn.execute("update dispatcher.job set run_at = now() where id = %s", [id])
+    queue.drain()
+    assert (job(conn, id)["state"], job(conn, id)["result"], len(worker.asked)) == ("succeeded", {"pages": 12}, 1)
+
+
+def test_a_job_is_removed_although_somebody_holds_its_callback(
+    dsn: str, queue: Queue, worker: Worker, conn: Connection, add: Callable[..., int]
+) -> None:
+    id = add()
+    queue.drain()
+    queue.client.cancel(id)
+    with psycopg.connect(dsn) as other:
+        other.execute("select from dispatcher.callback where job_id = %s for update", [id])
+        conn.execute("set lock_timeout = '50ms'")
+        conn.execute("delete from dispatcher.job where id = %s", [id])
+    assert value(conn, "select count(*) from dispatcher.job where id = %s", id) == 0
