@@ -136,6 +136,7 @@ class Supervised:
         while data := os.read(self._status, READ_BYTES):
             self._report += data
         self._process.wait()
+        self._kill_if_orphaned()
 
     def exit_code(self, program: str, cwd: str | os.PathLike[str] | None) -> int:
         """The program's exit status, or the number of the signal that ended it, negative."""

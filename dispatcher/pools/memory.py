@@ -27,7 +27,8 @@ def limited(more_bytes: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        with suppress(ValueError):  # the job has lowered the hard limit itself
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def prefer_oom_kill() -> None:
