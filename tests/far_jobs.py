@@ -136,6 +136,23 @@ def hooked(job: Job, ctx: Context) -> Any:
     return os.getpid()
 
 
+KEPT: list[Any] = []
+
+
+@executor("far.leak", pool="process")
+def leak(job: Job, ctx: Context) -> Any:
+    """Forgets nothing."""
+    KEPT.append(bytearray(b"x") * (job.payload["mib"] * 2**20))
+    return os.getpid()
+
+
+@executor("far.say", pool="process")
+def say(job: Job, ctx: Context) -> None:
+    """Prints, and logs very much at once."""
+    print("said by a job")
+    ctx.logger.warning("%s", "x" * 50_000_000)
+
+
 def runs(pid: int) -> bool:
     """Whether there is such a process."""
     return Path(f"/proc/{pid}").exists()

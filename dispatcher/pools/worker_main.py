@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -24,7 +26,7 @@ from dispatcher.inflight import Execution
 from dispatcher.job import CancelReason
 from dispatcher.outcome import JobError, Outcome, Raised
 from dispatcher.pools.attempt import Attempts, bare_job, execute
-from dispatcher.pools.memory import limited, prefer_oom_kill
+from dispatcher.pools.memory import has_grown, limited, prefer_oom_kill, resident_bytes
 from dispatcher.pools.messages import (
     Attempt,
     CancelOrder,
@@ -44,6 +46,7 @@ from dispatcher.store import open_store
 from dispatcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 
 PROGRESS_EVERY_S = 0.05  # a job may report a million times a second
+MAX_LOG_CHARS = 100_000  # of a text in a record
 MAX_LOGS = 100  # on their way; who logs faster than that waits, as for any log
 LINGER_S = 0.1  # for threads of a job that are about to end
 BROKEN = 70  # the exit status where the daemon cannot be told anything any more (EX_SOFTWARE)
@@ -111,17 +114,24 @@ class Worker:
 
     def run(self) -> None:
         """Never returns."""
+        or_exit(self._serve)
+
+    def _serve(self) -> None:
         prefer_oom_kill()
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a job leaves behind is found among our children
         setup = self._conn.recv()
         assert isinstance(setup, Setup)
         self._set_up(setup)
         start_thread(self._read, "reader")
+        size = resident_bytes()
         while True:
             order = self._orders.get()
             before = set(threading.enumerate())
             done = self._do(order)
-            self._outbox.put(Done(done.outcome, worn=done.worn or _left_something(before)))
+            with suppress(Exception):  # it may be anything by now
+                sys.stdout.flush()
+            worn = done.worn or _left_something(before) or has_grown(size)
+            self._outbox.put(Done(done.outcome, worn=worn))
 
     def _set_up(self, setup: Setup) -> None:
         root = logging.getLogger()
@@ -200,16 +210,17 @@ class Worker:
 
 def start_thread(target: Callable[[], None], name: str) -> None:
     """A thread without which nothing would ever be told: the process ends with it."""
+    threading.Thread(target=or_exit, args=(target,), name=name, daemon=True).start()
 
-    def run() -> None:
-        try:
-            target()
-        except BaseException:  # noqa: BLE001 - the memory is at its end, the job has closed the socket, ...
-            traceback.print_exc()
-        finally:
-            os._exit(BROKEN)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+def or_exit(target: Callable[[], None]) -> None:
+    """Runs what should never return; the process ends with it, and waits for no thread of a job."""
+    try:
+        target()
+    except BaseException:  # noqa: BLE001 - the memory is at its end, the job has closed the socket, ...
+        traceback.print_exc()
+    finally:
+        os._exit(BROKEN)
 
 
 def _left_something(before: set[threading.Thread]) -> bool:
@@ -248,7 +259,7 @@ class _Forward(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """See QueueHandler, whose prepare() has made the message a text; what else came along may be anything."""
         plain = {
-            name: value if type(value) in (str, int, float, bool, type(None)) else repr(value)
+            name: value if type(value) in (int, float, bool, type(None)) else str(value)[:MAX_LOG_CHARS]
             for name, value in vars(record).items()
         }
         self._outbox.log(Logged(plain))

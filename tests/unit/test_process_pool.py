@@ -317,6 +317,24 @@ def test_a_job_that_leaves_no_memory_for_the_way_back_ends(pooling: Pooling) -> 
     assert result(pooling.run(far_jobs.echo, text="next"))["text"] == "next"
 
 
+def test_a_worker_that_has_grown_by_much_is_replaced(pooling: Pooling) -> None:
+    first, second = (result(pooling.run(far_jobs.leak, mib=100)) for _ in range(2))
+    third, fourth = (result(pooling.run(far_jobs.leak, mib=100)) for _ in range(2))
+    assert first == second == third != fourth
+
+
+def test_what_a_job_prints_is_out_when_it_has_ended_and_no_log_record_is_endless(
+    pooling: Pooling,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    assert pooling.run(far_jobs.say).state is State.SUCCEEDED
+    assert "said by a job" in capfd.readouterr().out
+    assert max(len(record.getMessage()) for record in caplog.records) == 100_000
+
+
 def test_a_flood_of_logs_does_not_fill_the_memory(pooling: Pooling) -> None:
     logger = logging.getLogger("far.flood")
     logger.setLevel(logging.CRITICAL)
