@@ -49,6 +49,27 @@ def pooling(cluster: Cluster) -> Iterator[Pooling]:
     pooling.pool.stop()
 
 
+def test_an_address_that_cannot_be_used_is_told_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Without certificates Dask raises a TypeError of its own."""
+    pooling = Pooling(
+        lambda **parts: DaskPool(
+            address="tls://127.0.0.1:1",
+            size=0,
+            orphan_after_s=20.0,
+            trusted_from=boottime,
+            installation=UUID(int=0),
+            **parts,
+        )
+    )
+    pooling.pool.start()
+    for _ in range(1000):
+        if "no Dask scheduler at tls://127.0.0.1:1" in caplog.text:
+            break
+        threading.Event().wait(0.01)
+    pooling.pool.stop()
+    assert "no Dask scheduler at tls://127.0.0.1:1: TLS expects" in caplog.text
+
+
 def begin(pooling: Pooling, execution: Execution) -> None:
     pooling.submit(execution)
     for _ in range(1000):
