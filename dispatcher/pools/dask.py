@@ -111,12 +111,17 @@ class DaskPool(LoopPool):
         said = False
         while True:
             try:
-                async with Client(
+                client = Client(
                     self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_S, name="dispatcher"
-                ) as client:
-                    self._client, said = client, False
-                    log.info("connected to the Dask scheduler", extra={"address": self._address})
-                    await self._follow(client)
+                )
+                try:
+                    async with client:
+                        self._client, said = client, False
+                        log.info("connected to the Dask scheduler", extra={"address": self._address})
+                        await self._follow(client)
+                finally:
+                    with suppress(Exception):  # one that did not connect was not closed
+                        await client.close()
             except Exception as exc:  # noqa: BLE001 - whatever Dask raises: it is tried again
                 if not said:
                     log.warning("no Dask scheduler at %s: %s", self._address, str(exc) or repr(exc))

@@ -156,17 +156,17 @@ def test_a_leader_whose_types_another_lease_has_come_to_serve_ends_and_lets_the_
     leader, standby = fleet.start_pair(types="quick,hold")
     ids = fleet.enqueue("hold", 1, until=str(fleet.gate()))
     fleet.until_started(ids)
-    fleet.query("insert into dispatcher.lease (name) values ('other')")
-    fake = fleet.value(
+    fleet.conn.execute("insert into dispatcher.lease (name) values ('other')")
+    [(fake,)] = fleet.conn.execute(
         "insert into dispatcher.replica (lease, host, pid, version, types, incarnation, backend_pid)"
         " select number, 'h', 1, '1', '{quick}', 1, pg_backend_pid() from dispatcher.lease where name = 'other'"
         " returning id"
-    )
+    ).fetchall()
     fleet.query("select pg_advisory_lock(dispatcher.liveness_lock(), %s)", fake)
     leader.send(signal.SIGKILL)
     assert standby.wait() == 1
     assert "two leaders cannot share its limit" in standby.log_file.read_text()
-    fleet.query("delete from dispatcher.replica where id = %s", fake)
+    fleet.conn.execute("delete from dispatcher.replica where id = %s", [fake])
     fleet.gate().touch()
     fleet.start_leader(types="quick,hold")
     fleet.until_all(ids)
