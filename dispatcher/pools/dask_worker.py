@@ -130,7 +130,7 @@ def attend(word: Word) -> Answer:
         if word.alive_until is not None and word.nonce == _nonce:
             _alive_until[word.owner] = max(word.alive_until, _alive_until.get(word.owner, 0.0))
             for run in runs.values():  # under the lock: a process that comes free may be armed for another owner next
-                run.worker.arm(word.alive_until - now)
+                run.worker.arm(word.alive_until)
         for owner in [owner for owner, until in _alive_until.items() if until < now - IDLE_S]:
             del _alive_until[owner]
         news = [(key, told) for key, run in runs.items() if (told := run.take_news())]
@@ -159,7 +159,7 @@ def guard(task: Task) -> Ended:
             worker.close()  # before it is said that nothing of it runs
         ended.news.extend(_leave(run, again=again))
         if not worker.worn:
-            worker.arm(IDLE_S)
+            worker.arm(boottime() + IDLE_S)
             _warm.append((task.installation, worker))
         if not again:
             return ended
@@ -188,7 +188,7 @@ def _enter(task: Task, key: Attempt, run: Run) -> str | None:
             return "its owner has not been heard of for too long"
         if (task.owner, key) in _closed or (task.owner, key) in _runs:
             return "it runs or has run here, or its owner does not want it any more"
-        run.worker.arm(until - now)
+        run.worker.arm(until)
         _runs[task.owner, key] = run
     return None
 

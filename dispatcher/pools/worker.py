@@ -115,9 +115,9 @@ class WorkerProcess:
             if self._current == key:
                 self._supervised.kill()
 
-    def arm(self, seconds: float) -> None:
-        """Lets the kernel end it in so many seconds, unless armed anew. Any thread."""
-        self._supervised.arm(seconds)
+    def arm(self, deadline: float) -> None:
+        """Lets the kernel end it at `deadline` (boottime() seconds), unless armed anew. Any thread."""
+        self._supervised.arm(deadline)
 
     def close(self) -> None:
         """Ends it at once, and waits until it and its descendants are gone."""
