@@ -16,6 +16,7 @@ import time
 
 _CLOCK_BOOTTIME = 7
 _SIGEV_SIGNAL = 0
+_TIMER_ABSTIME = 1  # a process that is stopped between a look at the clock and the call must not gain that time
 
 
 class _Sigevent(ctypes.Structure):
@@ -67,7 +68,7 @@ class Fence:
         with self._lock:
             if self.deadline is not None and not self._sealed:
                 self.deadline = None
-                self._set(0.0)
+                self._set(None)
 
     def seal(self, deadline: float) -> None:
         """Lets the process be killed at `deadline`, whoever arms or disarms it from now on."""
@@ -77,13 +78,14 @@ class Fence:
 
     def _strike_at(self, deadline: float) -> None:
         self.deadline = deadline
-        self._set(max(1e-6, deadline - boottime()))
+        self._set(deadline)
 
-    def _set(self, seconds: float) -> None:
+    def _set(self, deadline: float | None) -> None:
         if self._timer is None:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, 0.0 if deadline is None else max(1e-6, deadline - boottime()))
             return
-        whole = int(seconds)
-        value = _Itimerspec(_Timespec(0, 0), _Timespec(whole, int((seconds - whole) * 1e9)))
-        if self._libc.timer_settime(self._timer, 0, ctypes.byref(value), None) != 0:
+        at = 0.0 if deadline is None else max(1e-6, deadline)
+        whole = int(at)
+        value = _Itimerspec(_Timespec(0, 0), _Timespec(whole, int((at - whole) * 1e9)))
+        if self._libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(value), None) != 0:
             raise OSError(ctypes.get_errno(), "timer_settime failed")

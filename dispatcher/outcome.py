@@ -106,6 +106,10 @@ class Crash(Exception):
     """The process that ran the job died under it."""
 
 
+class NeverBegan(Crash):
+    """Nothing could be found or started to run the job in."""
+
+
 class Returned(NamedTuple):
     """The executor returned."""
 
@@ -133,7 +137,8 @@ def settle(
     where its thread was when its time was over."""
     if reason is None and isinstance(ending, Returned) and not isinstance(ending.value, Partial):
         return _succeeded(job, ending.value)  # by far the most frequent end, and match is slow
-    if reason is CancelReason.TIMEOUT:
+    never_began = isinstance(ending, Raised) and isinstance(ending.error, NeverBegan)
+    if reason is CancelReason.TIMEOUT and not never_began:
         error = JobError("timeout", "the job outlived its timeout", stack or _trace(ending))
         return (
             _failure(job, error, policy, max_attempts, chance) if policy.retry_timeouts else Outcome.failed(job, error)
@@ -147,7 +152,7 @@ def settle(
             return Outcome.canceled(job)
         case Raised() if reason is CancelReason.REQUESTED:
             return Outcome.canceled(job)
-        case Raised() if reason is not None:  # shutdown or lost: not the job's fault
+        case Raised() if reason in (CancelReason.SHUTDOWN, CancelReason.LOST):  # not the job's fault
             return Outcome.release(job)
         case Raised(error=Snooze() as snooze):
             return Outcome.snooze(job, snooze.after_s)

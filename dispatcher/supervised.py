@@ -125,17 +125,18 @@ class Supervised:
                 os.close(self._control)
             self._control = None
 
-    def arm(self, seconds: float) -> None:
-        """Lets the supervisor, or else the kernel, kill them all in so many seconds, unless armed anew."""
+    def arm(self, deadline: float) -> None:
+        """Lets the supervisor, or else the kernel, kill them all at `deadline`, in boottime(), unless armed anew."""
         with self._lock, suppress(BrokenPipeError):
             if self._control is not None:
-                os.write(self._control, b"A" + max(1, int(seconds * 1e6)).to_bytes(8, "big"))
+                os.write(self._control, b"A" + max(1, int(deadline * 1e6)).to_bytes(8, "big"))
 
     def wait(self) -> None:
         """Until the supervisor has ended, and with it everything."""
         while data := os.read(self._status, READ_BYTES):
             self._report += data
         self._process.wait()
+        self._kill_if_orphaned()
 
     def exit_code(self, program: str, cwd: str | os.PathLike[str] | None) -> int:
         """The program's exit status, or the number of the signal that ended it, negative."""

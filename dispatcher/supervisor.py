@@ -4,9 +4,10 @@
            ◀──status───
 
 The control pipe first carries the order (program, arguments, folder, environment). Then `T` asks to end the program
-gracefully; `A` and a number let it live for so many microseconds more, until the next `A`; and the pipe's closing,
-which the kernel does when the daemon dies in whatever way, demands to end it at once. On the status pipe go `P pid`,
-`E step errno` where the program could not be started, and `X status` when it has ended.
+gracefully; `A` and a number let it live until so many microseconds of CLOCK_BOOTTIME, or until the next `A` says (no
+span of time: that would begin only when a stopped supervisor goes on and reads it); and the pipe's closing, which the
+kernel does when the daemon dies in whatever way, demands to end it at once. On the status pipe go `P pid`, `E step
+errno` where the program could not be started, and `X status` when it has ended.
 
 - It ends only when every descendant is gone, so that a lock on an inherited file descriptor proves their end.
 - Descendants that left the program's process group, or were orphaned, come back to it, their reaper (Linux).
@@ -199,11 +200,10 @@ class _Watch:
             self._signal_all(signal.SIGCONT)  # a stopped process would not notice
         return False
 
-    def _arm(self, seconds: float) -> None:
+    def _arm(self, deadline: float) -> None:
         if self._fence is None:
             sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
             self._fence = __import__("fence").Fence()
-        deadline = time.clock_gettime(CLOCK) + seconds
         self._live_until = deadline - ALARM_AHEAD_S
         self._fence.arm(deadline)
 

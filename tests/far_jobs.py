@@ -6,9 +6,12 @@ import asyncio
 import ctypes
 import logging
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -138,3 +141,105 @@ def hooked(job: Job, ctx: Context) -> Any:
     if job.payload["die"]:
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+KEPT: list[Any] = []
+
+
+@executor("far.leak", pool="process")
+def leak(job: Job, ctx: Context) -> Any:
+    """Forgets nothing."""
+    KEPT.append(bytearray(b"x") * (job.payload["mib"] * 2**20))
+    return os.getpid()
+
+
+@executor("far.say", pool="process")
+def say(job: Job, ctx: Context) -> None:
+    """Prints, and logs very much at once."""
+    print("said by a job")
+    ctx.logger.warning("%s", "x" * 50_000_000)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()
+
+
+@executor("far.leave", pool="process")
+def leave(job: Job, ctx: Context) -> Any:
+    """Ends, and leaves something running."""
+    match job.payload["what"]:
+        case "child":
+            return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({HUNG_S})"]).pid
+        case "daemon":
+            read, written = os.pipe()
+            if not (middle := os.fork()):
+                os.setsid()
+                if pid := os.fork():
+                    os.write(written, str(pid).encode())
+                    os._exit(0)
+                time.sleep(HUNG_S)
+            os.waitpid(middle, 0)
+            return int(os.read(read, 20))
+        case "fork that goes on":
+            return os.fork() or os.getpid()
+        case "thread":
+            threading.Thread(target=time.sleep, args=(HUNG_S,), daemon=True).start()
+            return os.getpid()
+        case what:
+            raise AssertionError(what)
+
+
+class Odd(str):
+    """A text that cannot be pickled."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise RuntimeError("not me")
+
+
+@executor("far.break", pool="process", max_attempts=2, backoff=QUICKLY, memory_limit="64MiB")
+def break_off(job: Job, ctx: Context) -> Any:
+    """Spoils the way to the daemon."""
+    fd = int(sys.argv[1])
+    match job.payload["how"]:
+        case "odd record":
+            ctx.logger.warning("odd", extra={"odd": Odd("odd")})
+        case "garbage":
+            os.write(fd, b"\0\0\0\2ab")
+        case "huge garbage":
+            os.write(fd, b"\xff\xff\xff\xff" + b"\x7f" * 8)
+        case "closed":
+            os.closerange(3, 256)
+        case "shut":
+            socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
+            time.sleep(HUNG_S)
+        case "limits":
+            resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+        case "no memory":
+            taken: list[Any] = []
+            size = 2**20
+            while size > 16:
+                try:
+                    taken.append(bytes(size))
+                except MemoryError:
+                    size //= 2
+            ctx.progress(50)
+            time.sleep(0.3)
+    return "done"
+
+
+@executor("far.flood", pool="process")
+def flood(job: Job, ctx: Context) -> Any:
+    """Logs much, and returns by how many MiB that made its process grow."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(5000):
+        logging.getLogger("far.flood").warning("%s", "x" * 50_000)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+@executor("far.echoes", pool="process")
+def length(job: Job, ctx: Context) -> Any:
+    """How long a text is."""
+    return len(job.payload["text"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from dispatcher.context import Context
@@ -14,15 +16,23 @@ from dispatcher.outcome import Raised, Returned
 from dispatcher.pools.attempt import Attempts
 from dispatcher.pools.loop import LoopPool
 
+MAX_THREADS = 64  # for what jobs call by asyncio.to_thread
+
+_calls: ContextVar[set[Future[Any]] | None] = ContextVar("calls", default=None)
+
 
 class AsyncPool(LoopPool):
-    """Runs up to `size` coroutines at once. One that is asked to stop is cancelled, as asyncio has it."""
+    """Runs up to `size` coroutines at once. One that is asked to stop is cancelled, as asyncio has it.
+
+    That ends the coroutine, but not a thread in which something runs for it (asyncio.to_thread): the job ends when that
+    is back as well.
+    """
 
     def __init__(
         self, *, size: int, inflight: InFlight, attempts: Attempts, ended: Callable[[Execution], None]
     ) -> None:
-        super().__init__(name="async", size=size, inflight=inflight, ended=ended)
-        self._attempts = attempts
+        super().__init__(name="async", size=size, inflight=inflight, attempts=attempts, ended=ended)
+        self._loop.set_default_executor(_Threads(min(size, MAX_THREADS), thread_name_prefix="async"))
         self._running: dict[tuple[int, int], asyncio.Task[Returned | Raised]] = {}
 
     def stack(self, execution: Execution) -> str | None:
@@ -31,27 +41,49 @@ class AsyncPool(LoopPool):
         return None if task is None else _stack_of(task.get_coro())
 
     async def _run(self, execution: Execution) -> None:
-        ctx = self._attempts.begin(execution)
+        ctx = await self._begin_attempt(execution)
         if ctx is None:
             return
-        task = self._running[execution.key] = self._loop.create_task(_execute(execution, ctx))
+        calls: set[Future[Any]] = set()
+        task = self._running[execution.key] = self._loop.create_task(_execute(execution, ctx, calls))
         ctx.on_cancel(lambda: self._cancel(task))
         try:
             ending = await task
         except asyncio.CancelledError as exc:  # before its first line
             ending = Raised(exc)
+        while left := [asyncio.wrap_future(call) for call in list(calls)]:
+            await asyncio.wait(left)
         del self._running[execution.key]
         if isinstance(ending, Returned) and ending.value is None and execution.executor.hooks is None:
             self._attempts.conclude(execution, ctx, ending)
-        else:  # hooks run, and a large result is stored: neither on the loop
-            await asyncio.to_thread(self._attempts.conclude, execution, ctx, ending)
+        else:
+            await self._conclude(execution, ctx, ending)
+
+    async def _begin_attempt(self, execution: Execution) -> Context | None:
+        if execution.executor.hooks is None or execution.executor.payload is None:
+            return self._attempts.begin(execution)
+        # A payload that does not fit calls hooks, which must not run on the loop.
+        return await self._loop.run_in_executor(self._threads, self._attempts.begin, execution)
 
     def _cancel(self, task: asyncio.Task[Returned | Raised]) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(task.cancel)
 
 
-async def _execute(execution: Execution, ctx: Context) -> Returned | Raised:
+class _Threads(ThreadPoolExecutor):
+    """Knows of each call for which job it is."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See Executor."""
+        future = super().submit(fn, *args, **kwargs)
+        if (calls := _calls.get()) is not None:
+            calls.add(future)
+            future.add_done_callback(calls.discard)
+        return future
+
+
+async def _execute(execution: Execution, ctx: Context, calls: set[Future[Any]]) -> Returned | Raised:
+    _calls.set(calls)
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
         return Returned(await execution.executor.run(ctx.job, ctx))

@@ -29,8 +29,7 @@ from distributed import Client, Future
 from dispatcher.context import Context, Interrupted
 from dispatcher.fence import boottime
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.job import CancelReason
-from dispatcher.outcome import Crash, Outcome, Raised
+from dispatcher.outcome import Crash, NeverBegan, Outcome, Raised, Returned
 from dispatcher.pools.attempt import Attempts, job_of, without_payload
 from dispatcher.pools.dask_worker import Answer, Ended, Task, Word, attend, guard
 from dispatcher.pools.loop import LoopPool
@@ -43,7 +42,8 @@ MARGIN = 0.05  # of orphan_after, as the fence of this process has it
 SLACK_S = 0.3  # past the last word's end: until a supervisor has killed everything
 KILL_AFTER_S = 5.0  # from asking a job to stop, as in the process pool
 CONNECT_S = 10.0
-AGAIN_S = 1.0  # between tries to connect
+AGAIN_S = 1.0  # between tries to connect, or to run what was refused
+PLACE_S = 5.0  # a job for which there is no place for so long is given back: the cluster has become smaller
 
 
 class Member:
@@ -52,18 +52,17 @@ class Member:
     def __init__(self, address: str, threads: int) -> None:
         self.address = address
         self.threads = threads
-        self.running = 0
+        self.jobs: dict[Attempt, Context] = {}
         self.nonce: str | None = None  # None until it has answered
         self.suspect = False  # it did not answer the latest word
         self.heard: tuple[float, float] | None = None  # its clock, and ours when we heard that
-        self.cancel: list[tuple[Attempt, CancelReason]] = []
         self.gone = asyncio.Event()
         self.woken = asyncio.Event()
 
     @property
     def free(self) -> int:
         """How many more jobs it may have."""
-        return 0 if self.nonce is None or self.suspect or self.gone.is_set() else self.threads - self.running
+        return 0 if self.nonce is None or self.suspect or self.gone.is_set() else self.threads - len(self.jobs)
 
 
 class DaskPool(LoopPool):
@@ -84,14 +83,13 @@ class DaskPool(LoopPool):
         ended: Callable[[Execution], None],
         kill_after_s: float = KILL_AFTER_S,
     ) -> None:
-        super().__init__(name="dask", size=0, inflight=inflight, ended=ended)
+        super().__init__(name="dask", size=0, inflight=inflight, attempts=attempts, ended=ended)
         self._address = address
         self._most = size
         self._life_s = orphan_after_s * (1 - MARGIN)
         self._beat_s = min(1.0, orphan_after_s / 20)
         self._trusted_from = trusted_from
         self._installation = installation
-        self._attempts = attempts
         self._kill_after_s = kill_after_s
         self._owner = secrets.token_hex(8)
         self._members: dict[str, Member] = {}
@@ -113,15 +111,20 @@ class DaskPool(LoopPool):
         said = False
         while True:
             try:
-                async with Client(
+                client = Client(
                     self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_S, name="dispatcher"
-                ) as client:
-                    self._client, said = client, False
-                    log.info("connected to the Dask scheduler", extra={"address": self._address})
-                    await self._follow(client)
-            except (OSError, TimeoutError, ValueError) as exc:
+                )
+                try:
+                    async with client:
+                        self._client, said = client, False
+                        log.info("connected to the Dask scheduler", extra={"address": self._address})
+                        await self._follow(client)
+                finally:
+                    with suppress(Exception):  # one that did not connect was not closed
+                        await client.close()
+            except Exception as exc:  # noqa: BLE001 - whatever Dask raises: it is tried again
                 if not said:
-                    log.warning("no Dask scheduler at %s: %s", self._address, exc)
+                    log.warning("no Dask scheduler at %s: %s", self._address, str(exc) or repr(exc))
                 said = True
             finally:
                 self._client = None
@@ -131,7 +134,8 @@ class DaskPool(LoopPool):
     async def _follow(self, client: Client) -> None:
         """Until the scheduler is gone."""
         while client.status == "running":
-            self._note_members(dict(await asyncio.wait_for(client.nthreads(), CONNECT_S)))
+            with suppress(TimeoutError):  # it is slow; the client sees where the connection is lost
+                self._note_members(dict(await asyncio.wait_for(client.nthreads(), CONNECT_S)))
             await asyncio.sleep(self._beat_s)
 
     def _note_members(self, threads: dict[str, int]) -> None:
@@ -158,21 +162,19 @@ class DaskPool(LoopPool):
     async def _attend(self, member: Member) -> None:
         while not member.gone.is_set() and (client := self._client) is not None:
             member.woken.clear()
-            cancel, member.cancel = member.cancel, []
             try:
-                answer = await self._ask(client, member, cancel)
-            except Exception as exc:  # noqa: BLE001 - whatever Dask raises: this worker cannot be asked now
-                member.cancel[:0] = cancel
-                self._doubt(member, exc)
-            else:
+                answer = await self._ask(client, member)
                 member.suspect = False
                 self._hear(member, answer)
+            except Exception as exc:  # noqa: BLE001 - whatever Dask raises: this worker cannot be asked now
+                self._doubt(member, exc)
             with suppress(TimeoutError):
                 await asyncio.wait_for(member.woken.wait(), self._beat_s)
 
-    async def _ask(self, client: Client, member: Member, cancel: list[tuple[Attempt, CancelReason]]) -> Answer:
+    async def _ask(self, client: Client, member: Member) -> Answer:
+        cancel = [(key, ctx.canceled) for key, ctx in member.jobs.items() if ctx.canceled is not None]
         revoke = [] if member.nonce is None else list(self._graves[member.nonce])
-        word = Word(self._owner, self._life_of(member), cancel, revoke)
+        word = Word(self._owner, member.nonce, self._life_of(member), cancel, revoke)
         asked = client.run(attend, word, workers=[member.address], on_error="return")
         answer = (await asyncio.wait_for(asked, max(1.0, 5 * self._beat_s)))[member.address]
         if not isinstance(answer, Answer):
@@ -224,24 +226,29 @@ class DaskPool(LoopPool):
     async def _run(self, execution: Execution) -> None:
         ctx = self._attempts.watch(execution, without_payload(execution.claimed), start_s=START_S)
         self._executions[execution.key] = execution
-        member = await self._find_place(ctx)
+        member = await self._find_place(execution, ctx)
         try:
-            if member is None or ctx.canceled is not None:
-                await self._conclude(execution, ctx, Interrupted(ctx.canceled or CancelReason.SHUTDOWN))
+            if ctx.canceled is not None:
+                await self._conclude(execution, ctx, Raised(Interrupted(ctx.canceled)))
+            elif member is None:
+                execution.outcome = Outcome.release(ctx.job)
             else:
                 await self._run_on(member, execution, ctx)
         finally:
             del self._executions[execution.key]
             if member is not None:
-                member.running -= 1
+                del member.jobs[execution.key]
                 self._change.set()
 
-    async def _find_place(self, ctx: Context) -> Member | None:
-        """The worker with the most places free, one of which is taken; None if the job is asked to stop before."""
-        while ctx.canceled is None:
+    async def _find_place(self, execution: Execution, ctx: Context) -> Member | None:
+        """The worker with the most places free, one of which is taken; None if the job is asked to stop before, or
+        none comes free.
+        """
+        until = self._clock() + PLACE_S
+        while ctx.canceled is None and self._clock() < until:
             best = max(self._members.values(), key=lambda member: member.free, default=None)
             if best is not None and best.free > 0 and self._life_of(best) is not None:
-                best.running += 1
+                best.jobs[execution.key] = ctx
                 return best
             self._change.clear()
             with suppress(TimeoutError):
@@ -253,34 +260,44 @@ class DaskPool(LoopPool):
         if alive_until is None or client is None or nonce is None:
             execution.outcome = Outcome.release(ctx.job)
             return
-        future = client.submit(
-            guard,
-            self._task(nonce, execution, alive_until),
-            key=f"dispatcher-{self._owner}-{execution.claimed.id}-{execution.claimed.attempt}",
-            workers=[member.address],
-            allow_other_workers=False,
-            pure=False,
-        )
-        ctx.on_cancel(lambda: self._cancel(member, execution, ctx))
-        ended = await self._await_end(future, member)
+        ctx.on_cancel(lambda: self._wake(member))
+        try:
+            future = client.submit(
+                guard,
+                self._task(nonce, execution, alive_until),
+                key=f"dispatcher-{self._owner}-{execution.claimed.id}-{execution.claimed.attempt}",
+                workers=[member.address],
+                allow_other_workers=False,
+                pure=False,
+            )
+        except Exception:  # noqa: BLE001 - whatever Dask raises; what has left this process is not known
+            ended: Ended | BaseException | None = concurrent.futures.CancelledError()
+        else:
+            ended = await self._await_end(future, member)
         if isinstance(ended, Ended):
             pass_on(execution, ended.news, self._attempts)
+            where = f"process on {member.address}"
             if ended.outcome is not None:
                 execution.outcome = ended.outcome
-            elif ended.died is not None:
-                where = f"the worker process on {member.address}"
-                await self._conclude(execution, ctx, Crash(f"{where} {ended.died} while it ran the job"))
-            else:
-                log.info("a Dask worker refused a job: %s", ended.refused, extra={"job_id": execution.claimed.id})
-                execution.outcome = Outcome.release(ctx.job)
-            return
+                return
+            if ended.died is not None:
+                crash = Crash(f"the worker {where} {ended.died} while it ran the job")
+                await self._conclude(execution, ctx, Raised(crash))
+                return
+            if ended.unable is not None:
+                await self._conclude(execution, ctx, Raised(NeverBegan(f"no {where} can be started: {ended.unable}")))
+                return
         lost_worker = member.gone.is_set() and self._client is client
         await self._bury(nonce, execution.key)
-        if lost_worker:
+        if isinstance(ended, Ended):  # Dask may give a task twice: that this one was refused says nothing of the other
+            log.info("a Dask worker refused a job: %s", ended.refused, extra={"job_id": execution.claimed.id})
+            execution.outcome = Outcome.snooze(ctx.job, AGAIN_S)
+        elif lost_worker:
             crash = Crash(f"the Dask worker {member.address} was lost while it ran the job")
-            await self._conclude(execution, ctx, crash)
+            await self._conclude(execution, ctx, Raised(crash))
         elif ended is not None and not isinstance(ended, asyncio.CancelledError | concurrent.futures.CancelledError):
-            await self._conclude(execution, ctx, Crash(f"the task failed on Dask: {type(ended).__name__}: {ended}"))
+            crash = Crash(f"the task failed on Dask: {type(ended).__name__}: {ended}")
+            await self._conclude(execution, ctx, Raised(crash))
         else:  # the scheduler is gone, which is no fault of the job
             execution.outcome = Outcome.release(ctx.job)
 
@@ -296,16 +313,10 @@ class DaskPool(LoopPool):
             kill_after_s=self._kill_after_s,
         )
 
-    def _cancel(self, member: Member, execution: Execution, ctx: Context) -> None:
+    def _wake(self, member: Member) -> None:
         """Any thread."""
-
-        def pass_it_on() -> None:
-            if ctx.canceled is not None:
-                member.cancel.append((execution.key, ctx.canceled))
-                member.woken.set()
-
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(pass_it_on)
+            self._loop.call_soon_threadsafe(member.woken.set)
 
     async def _await_end(self, future: Future[Ended], member: Member) -> Ended | BaseException | None:
         """What the task returned; an exception or None where it was lost."""
@@ -336,10 +347,10 @@ class DaskPool(LoopPool):
         finally:
             del self._graves[nonce][key]
 
-    async def _conclude(self, execution: Execution, ctx: Context, death: BaseException) -> None:
+    async def _conclude(self, execution: Execution, ctx: Context, ending: Returned | Raised) -> None:
         ctx.job = job_of(execution.claimed, execution.executor)
         ctx.completed = True  # perhaps: before hooks of a failure are called, the row is asked
-        await asyncio.to_thread(self._attempts.conclude, execution, ctx, Raised(death))
+        await super()._conclude(execution, ctx, ending)
 
 
 async def _result(future: Future[Ended]) -> Any:

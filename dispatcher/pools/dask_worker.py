@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from dispatcher.errors import DispatcherError
 from dispatcher.fence import boottime
 from dispatcher.job import CancelReason
 from dispatcher.outcome import Outcome
@@ -24,6 +25,8 @@ from dispatcher.pools.worker import NeverStarted, WorkerDied, WorkerProcess
 from dispatcher.settings import load
 
 IDLE_S = 3600.0  # a warm process that has nothing to do needs no owner
+STARTS = 3  # of a process for one job, as in the process pool
+MAX_CLOSED = 100_000
 MAX_NEWS = 10_000  # what an owner that asks no more would have been told
 
 _nonce = secrets.token_hex(8)  # of this process: an address may be used again by another
@@ -31,7 +34,7 @@ _lock = threading.Lock()
 _warm: deque[tuple[UUID, WorkerProcess]] = deque()
 _runs: dict[tuple[str, Attempt], Run] = {}
 _alive_until: dict[str, float] = {}  # by owner, in boottime() seconds of this machine
-_revoked: deque[tuple[str, Attempt]] = deque(maxlen=100_000)
+_closed: dict[tuple[str, Attempt], None] = {}  # what may not begin: it has ended, or is revoked; the latest last
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of it. `refused`: it never began, and never will."""
+    """What became of it. `refused`: this task began nothing; another one with the same attempt may have."""
 
     outcome: Outcome | None = None
     died: str | None = None
+    unable: str | None = None
+    """Why no process can be started."""
     refused: str | None = None
     news: list[FromWorker] = field(default_factory=list)
 
@@ -64,8 +69,11 @@ class Word:
     """What an owner has to say. `alive_until` is in this machine's boottime(), None while it must not say so."""
 
     owner: str
+    nonce: str | None
+    """Of the worker process whose clock it knows: another one at this address has another clock."""
     alive_until: float | None
     cancel: list[tuple[Attempt, CancelReason]]
+    """Said again until they have ended: a task may be on its way."""
     revoke: list[Attempt]
     """To be killed where they run, and never to be begun."""
 
@@ -87,7 +95,6 @@ class Run:
     def __init__(self, task: Task, worker: WorkerProcess) -> None:
         self.task = task
         self.worker = worker
-        self._ended = threading.Event()
         self._news: list[FromWorker] = []
         self._progress: Progress | None = None
 
@@ -112,19 +119,6 @@ class Run:
             self._progress = None
         return news
 
-    def cancel(self, reason: CancelReason) -> None:
-        """Asks it to stop, and kills it if it does not."""
-        threading.Thread(target=self._stop, args=(reason,), name=f"cancel {self.key[0]}", daemon=True).start()
-
-    def end(self) -> None:
-        """It is over."""
-        self._ended.set()
-
-    def _stop(self, reason: CancelReason) -> None:
-        self.worker.cancel(self.key, reason)
-        if not self._ended.wait(self.task.kill_after_s):
-            self.worker.kill(self.key)
-
 
 def attend(word: Word) -> Answer:
     """Called by an owner every second or so, on the worker's event loop: must not block."""
@@ -132,19 +126,17 @@ def attend(word: Word) -> Answer:
     with _lock:
         runs = {key: run for (owner, key), run in _runs.items() if owner == word.owner}
         for key in word.revoke:
-            if (word.owner, key) not in _revoked:
-                _revoked.append((word.owner, key))
-        if word.alive_until is not None:
+            _close(word.owner, key)
+        if word.alive_until is not None and word.nonce == _nonce:
             _alive_until[word.owner] = max(word.alive_until, _alive_until.get(word.owner, 0.0))
+            for run in runs.values():  # under the lock: a process that comes free may be armed for another owner next
+                run.worker.arm(word.alive_until)
         for owner in [owner for owner, until in _alive_until.items() if until < now - IDLE_S]:
             del _alive_until[owner]
         news = [(key, told) for key, run in runs.items() if (told := run.take_news())]
-    for run in runs.values():
-        if word.alive_until is not None:
-            run.worker.arm(word.alive_until - now)
     for key, reason in word.cancel:
         if key in runs:
-            runs[key].cancel(reason)
+            runs[key].worker.stop(key, reason, runs[key].task.kill_after_s)
     for key in word.revoke:
         if key in runs:
             runs[key].worker.kill(key)
@@ -153,26 +145,36 @@ def attend(word: Word) -> Answer:
 
 def guard(task: Task) -> Ended:
     """Runs one attempt, in a thread of the worker."""
-    key = task.order.claimed.id, task.order.claimed.attempt
+    left = STARTS
+    while True:
+        left -= 1
+        try:
+            worker = _take(task)
+        except (OSError, DispatcherError) as exc:  # no file or process to be had; settings that cannot be read
+            return Ended(unable=str(exc))
+        run = Run(task, worker)
+        ended = _run(run)
+        again = ended.unable is not None and left > 0
+        if worker.worn:
+            worker.close()  # before it is said that nothing of it runs
+        ended.news.extend(_leave(run, again=again))
+        if not worker.worn:
+            worker.arm(boottime() + IDLE_S)
+            _warm.append((task.installation, worker))
+        if not again:
+            return ended
+
+
+def _run(run: Run) -> Ended:
+    if refused := _enter(run.task, run.key, run):
+        return Ended(refused=refused)
     try:
-        worker = _take(task)
-    except OSError as exc:
-        return Ended(refused=f"no process can be started: {exc}")
-    run = Run(task, worker)
-    try:
-        if refused := _enter(task, key, run):
-            return Ended(refused=refused)
-        worker.begin(task.order)
-        outcome = worker.finish(run.hear)
+        run.worker.begin(run.key)
+        return Ended(outcome=run.worker.run(run.task.order, run.hear))
     except WorkerDied as exc:
-        return Ended(died=str(exc), news=_leave(task, key, run))
+        return Ended(died=str(exc))
     except NeverStarted as exc:
-        return Ended(refused=f"the process {exc}", news=_leave(task, key, run))
-    else:
-        return Ended(outcome=outcome, news=_leave(task, key, run))
-    finally:
-        _leave(task, key, run)
-        _put_back(task, worker)
+        return Ended(unable=f"it {exc}")
 
 
 def _enter(task: Task, key: Attempt, run: Run) -> str | None:
@@ -184,19 +186,28 @@ def _enter(task: Task, key: Attempt, run: Run) -> str | None:
             return "it was meant for a worker process that is gone"
         if now >= until:
             return "its owner has not been heard of for too long"
-        if (task.owner, key) in _revoked or (task.owner, key) in _runs:
-            return "its owner does not want it any more"
-        run.worker.arm(until - now)
+        if (task.owner, key) in _closed or (task.owner, key) in _runs:
+            return "it runs or has run here, or its owner does not want it any more"
+        run.worker.arm(until)
         _runs[task.owner, key] = run
     return None
 
 
-def _leave(task: Task, key: Attempt, run: Run) -> list[FromWorker]:
-    run.end()
+def _leave(run: Run, *, again: bool) -> list[FromWorker]:
+    owner, key = run.task.owner, run.key
     with _lock:
-        if _runs.get((task.owner, key)) is run:
-            del _runs[task.owner, key]
+        if _runs.get((owner, key)) is run:
+            del _runs[owner, key]
+            if not again:
+                _close(owner, key)
         return run.take_news()
+
+
+def _close(owner: str, key: Attempt) -> None:
+    """It may not begin here any more. Under the lock."""
+    _closed[owner, key] = None
+    if len(_closed) > MAX_CLOSED:
+        del _closed[next(iter(_closed))]
 
 
 def _take(task: Task) -> WorkerProcess:
@@ -209,14 +220,6 @@ def _take(task: Task) -> WorkerProcess:
             return worker
         worker.close()
     return WorkerProcess(_setup(task))
-
-
-def _put_back(task: Task, worker: WorkerProcess) -> None:
-    if worker.worn:
-        worker.close()
-    else:
-        worker.arm(IDLE_S)
-        _warm.append((task.installation, worker))
 
 
 def _setup(task: Task) -> Setup:

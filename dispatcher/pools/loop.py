@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
+from dispatcher.outcome import Raised, Returned, crashed
 from dispatcher.pool import Backlog
+from dispatcher.pools.attempt import Attempts, bare_job
+
+log = logging.getLogger("dispatcher.pool")
 
 STOP_S = 1.0
+THREADS = 32  # for hooks and the storing of results
 
 
 class LoopPool(Backlog, ABC):
     """Runs up to `size` executions at once, each as one coroutine of `_run`, which sets its outcome."""
 
-    def __init__(self, *, name: str, size: int, inflight: InFlight, ended: Callable[[Execution], None]) -> None:
+    def __init__(
+        self, *, name: str, size: int, inflight: InFlight, attempts: Attempts, ended: Callable[[Execution], None]
+    ) -> None:
         super().__init__(name=name, size=size, inflight=inflight, ended=ended)
+        self._attempts = attempts
+        self._nudged = False
+        # Not the loop's own threads, which jobs may hold for long.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"{name}-conclusion")
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them only weakly
         self._thread = threading.Thread(target=self._serve, name=f"{name}-loop", daemon=True)
@@ -32,7 +46,9 @@ class LoopPool(Backlog, ABC):
 
     def nudge(self) -> None:
         """See Pool."""
-        self._loop.call_soon_threadsafe(self._fill)
+        if not self._nudged:  # else a loop that is blocked would hoard them
+            self._nudged = True
+            self._loop.call_soon_threadsafe(self._fill)
 
     def stop(self) -> None:
         """See Pool."""
@@ -41,7 +57,11 @@ class LoopPool(Backlog, ABC):
 
     @abstractmethod
     async def _run(self, execution: Execution) -> None:
-        """Runs one to its end and sets its outcome. Must not raise."""
+        """Runs one to its end and sets its outcome."""
+
+    async def _conclude(self, execution: Execution, ctx: Context, ending: Returned | Raised) -> None:
+        """Sets the outcome, beside the loop: hooks run, and a large result is stored."""
+        await self._loop.run_in_executor(self._threads, self._attempts.conclude, execution, ctx, ending)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
@@ -60,6 +80,7 @@ class LoopPool(Backlog, ABC):
         self._loop.close()
 
     def _fill(self) -> None:
+        self._nudged = False
         while self.executing < self.size:
             try:
                 execution = self._waiting.popleft()
@@ -70,6 +91,16 @@ class LoopPool(Backlog, ABC):
             self._spawn(self._see_through(execution))
 
     async def _see_through(self, execution: Execution) -> None:
-        await self._run(execution)
+        try:
+            await self._run(execution)
+        except Exception as exc:  # no thread to be had, say: a slot must not be lost with it
+            log.exception("a job could not be seen to its end", extra={"job_id": execution.claimed.id})
+            execution.outcome = crashed(
+                bare_job(execution.claimed),
+                policy=execution.executor.retry,
+                max_attempts=execution.claimed.max_attempts,
+                chance=self._attempts.chance(),
+                message=f"its pool failed: {type(exc).__name__}: {exc}",
+            )
         self._end(execution)
         self._fill()

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OOM_SCORE = 500  # of 1000
+_GROWTH = 256 * 2**20  # some caching is well; what leaks shall not go on for ever
 
 
 @contextmanager
@@ -27,7 +28,22 @@ def limited(more_bytes: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        with suppress(ValueError):  # the job has lowered the hard limit itself
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def resident_bytes() -> int:
+    """The memory that this process has; 0 where that is not known."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * resource.getpagesize()
+
+
+def has_grown(since_bytes: int) -> bool:
+    """Whether this process has so much more memory now that a fresh one is better."""
+    return resident_bytes() - since_bytes > _GROWTH
 
 
 def prefer_oom_kill() -> None:

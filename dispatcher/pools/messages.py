@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -59,9 +59,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A record for the daemon's log, formatted as far as it needs the process's own objects."""
+    """What a record for the daemon's log consists of; its message is a text already."""
 
-    record: logging.LogRecord
+    record: Mapping[str, str | int | float | None]
 
 
 @dataclass(frozen=True, slots=True)

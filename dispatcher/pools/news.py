@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 
 from dispatcher.inflight import Execution
 from dispatcher.pools.attempt import Attempts
@@ -21,10 +22,12 @@ def pass_on(execution: Execution, news: Iterable[FromWorker], attempts: Attempts
             case Progress(percent, message):
                 assert execution.ctx is not None
                 execution.ctx.progress(percent, message)
-            case Logged(record):
+            case Logged(parts):
+                record = logging.makeLogRecord(parts)
                 logger = logging.getLogger(record.name)
                 if logger.isEnabledFor(record.levelno):
-                    logger.handle(record)
+                    with suppress(Exception):  # a handler's, which is no fault of the job
+                        logger.handle(record)
             case Stack(text):
                 execution.stack = text
             case HookFailed(type):

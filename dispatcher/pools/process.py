@@ -10,10 +10,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from dispatcher.context import Context, Interrupted
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.outcome import Crash, Outcome, Raised
+from dispatcher.outcome import Crash, NeverBegan, Outcome, Raised
 from dispatcher.pools.attempt import Attempts, job_of, without_payload
 from dispatcher.pools.messages import Order, Setup
 from dispatcher.pools.news import START_S, pass_on
@@ -29,6 +30,8 @@ STARTS = 3  # of a worker for one job: one that dies before it takes the job has
 class ProcessPool(ThreadPool):
     """Runs executions in `size` worker processes."""
 
+    _quick_s = 0.0  # its threads only wait, so they never fight
+
     def __init__(
         self,
         *,
@@ -43,6 +46,7 @@ class ProcessPool(ThreadPool):
         self._setup = setup
         self._kill_after_s = kill_after_s
         self._warm: deque[WorkerProcess] = deque()
+        self._stopped = False
 
     def start(self) -> None:
         """Starts all workers, in a thread of its own."""
@@ -50,17 +54,18 @@ class ProcessPool(ThreadPool):
 
     def stop(self) -> None:
         """Ends the workers that have nothing to do."""
-        while self._warm:
-            self._warm.pop().close()
+        self._stopped = True
+        while (worker := self._pop()) is not None:
+            worker.close()
 
     def stack(self, execution: Execution) -> str | None:
         """Its worker tells, when the job is asked to stop."""
         return execution.stack
 
     def _warm_up(self) -> None:
-        for _ in range(self.size):
+        while not self._stopped and len(self._warm) + self.executing < self.size:
             try:
-                self._warm.append(WorkerProcess(self._setup))
+                self._put_back(WorkerProcess(self._setup))
             except OSError as exc:
                 log.warning("cannot start a worker process: %s", exc)
                 return
@@ -74,46 +79,50 @@ class ProcessPool(ThreadPool):
             self._conclude(execution, ctx, exc)
         except WorkerDied as exc:
             self._conclude(execution, ctx, Crash(f"the worker process {exc} while it ran the job"))
-        except (OSError, NeverStarted) as exc:
-            self._conclude(execution, ctx, Crash(f"no worker process can be started: {exc}"))
+        except Exception as exc:  # noqa: BLE001 - NeverStarted, OSError, no thread: it has not begun
+            self._conclude(execution, ctx, NeverBegan(f"no worker process can be started: {exc}"))
 
     def _run_in_worker(self, execution: Execution, ctx: Context) -> Outcome:
         for last in (False,) * (STARTS - 1) + (True,):
-            worker, ended = self._take(), threading.Event()
+            worker = self._take()
             try:
-                worker.begin(self._order(execution))
-                stop = threading.Thread(target=self._stop, args=(worker, execution, ended), daemon=True)
-                ctx.on_cancel(stop.start)  # a thread of its own: it waits
-                return worker.finish(lambda news: pass_on(execution, [news], self._attempts))
+                worker.begin(execution.key)
+                ctx.on_cancel(partial(self._cancel, worker, execution, ctx))
+                return worker.run(self._order(execution), lambda news: pass_on(execution, [news], self._attempts))
             except NeverStarted:
                 if last or ctx.canceled is not None:
                     raise
             finally:
-                ended.set()
-                if worker.worn:
-                    worker.close()
-                else:
-                    self._warm.append(worker)
+                self._put_back(worker)
         raise AssertionError("the last try returns or raises")
 
     def _take(self) -> WorkerProcess:
-        while self._warm:
-            worker = self._warm.pop()  # the one that ran last: its memory is the warmest
+        while (worker := self._pop()) is not None:
             if not worker.dead:
                 return worker
             worker.close()
         return WorkerProcess(self._setup)
 
+    def _pop(self) -> WorkerProcess | None:
+        try:
+            return self._warm.pop()  # the one that ran last: its memory is the warmest
+        except IndexError:
+            return None
+
+    def _put_back(self, worker: WorkerProcess) -> None:
+        if worker.worn or len(self._warm) >= self.size:
+            worker.close()
+            return
+        self._warm.append(worker)
+        if self._stopped:  # looked at after it was put there: one of us sees it
+            self.stop()
+
     def _order(self, execution: Execution) -> Order:
         return Order(execution.claimed, execution.executor.source, self._attempts.timeout_s(execution))
 
-    def _stop(self, worker: WorkerProcess, execution: Execution, ended: threading.Event) -> None:
-        ctx = execution.ctx
-        assert ctx is not None
+    def _cancel(self, worker: WorkerProcess, execution: Execution, ctx: Context) -> None:
         assert ctx.canceled is not None
-        worker.cancel(execution.key, ctx.canceled)
-        if not ended.wait(self._kill_after_s):
-            worker.kill(execution.key)
+        worker.stop(execution.key, ctx.canceled, self._kill_after_s)
 
     def _conclude(self, execution: Execution, ctx: Context, death: BaseException) -> None:
         """Decided here, since the worker cannot; its hooks are called in this thread."""

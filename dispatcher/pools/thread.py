@@ -28,6 +28,8 @@ NUDGE_S = 0.001
 class ThreadPool(Backlog):
     """Runs executions on `threads` threads and hands each to `ended` with its outcome."""
 
+    _quick_s = QUICK_S
+
     def __init__(
         self,
         *,
@@ -58,7 +60,7 @@ class ThreadPool(Backlog):
         """Jobs ended a second, at once high when jobs turn out to be quick."""
         then, done, rate = self._sample
         elapsed = self._clock() - then
-        if GROWTH_S <= elapsed < SAMPLE_S and self._typical_s < QUICK_S:
+        if GROWTH_S <= elapsed < SAMPLE_S and self._typical_s < self._quick_s:
             return max(rate, (self._done - done) / elapsed)
         return super().rate()
 
@@ -112,7 +114,7 @@ class ThreadPool(Backlog):
                 self._rest()
                 continue
             self._begin(execution)
-            quick = self._typical_s < QUICK_S
+            quick = self._typical_s < self._quick_s
             if not quick and self._waiting and (self._idle or len(self._started) < self.size):
                 self._wake_one()
             execution.thread = me

@@ -54,8 +54,10 @@ class WorkerProcess:
                 raise
         self._supervised.start()
         self._conn = Connection(ours.detach())
-        self._sending = threading.Lock()
+        self._sending = threading.Lock()  # may be held for long: a process that is stopped reads nothing
+        self._state = threading.Lock()
         self._current: Attempt | None = None
+        self._killer: threading.Timer | None = None
         self.worn = False
         """True once it is to be replaced."""
         self._send(sys.path)
@@ -69,46 +71,59 @@ class WorkerProcess:
         except OSError:
             return True
 
-    def begin(self, order: Order) -> None:
-        """Gives it an attempt to run; from now on it can be canceled and killed."""
-        with self._sending:
-            self._current = order.claimed.id, order.claimed.attempt
-        self._send(order)
+    def begin(self, key: Attempt) -> None:
+        """From now on this attempt can be canceled and killed."""
+        self.worn = True  # unless all goes well
+        with self._state:
+            self._current = key
 
-    def finish(self, hear: Callable[[FromWorker], None]) -> Outcome:
-        """Waits until the attempt has ended. Raises WorkerDied, or NeverStarted."""
-        started = False
+    def run(self, order: Order, hear: Callable[[FromWorker], None]) -> Outcome:
+        """Gives it the attempt that was begun, and waits until that has ended. Raises WorkerDied, or NeverStarted."""
+        started, key = False, (order.claimed.id, order.claimed.attempt)
         try:
+            self._send(order)
             while not isinstance(message := self._conn.recv(), Done):
                 started = started or isinstance(message, Started)
                 hear(message)
-        except (EOFError, OSError) as exc:
-            self.worn = True
-            raise (WorkerDied(self._how()) if started else NeverStarted(self._how())) from exc
+            if (message.outcome.job_id, message.outcome.attempt) != key:
+                raise ValueError("an answer to something else")
+        except Exception as exc:  # the job may have written anything to the socket
+            raise (WorkerDied if started else NeverStarted)(self._how(exc)) from exc
         finally:
-            with self._sending:
+            with self._state:
                 self._current = None
+                if self._killer is not None:
+                    self._killer.cancel()
+                    self._killer = None
         self.worn = message.worn
         return message.outcome
 
-    def cancel(self, key: Attempt, reason: CancelReason) -> None:
-        """Asks the attempt to stop, if it is the one that runs. Any thread."""
-        if self._current == key:
-            self._send(CancelOrder(key, reason))
+    def stop(self, key: Attempt, reason: CancelReason, kill_after_s: float) -> None:
+        """Asks the attempt to stop, if it is the one that runs, and kills it after so long. Any thread; never waits."""
+        with self._state:
+            if self._current != key or self._killer is not None:
+                return
+            self._killer = threading.Timer(kill_after_s, self.kill, (key,))
+            self._killer.daemon = True
+            self._killer.start()
+        order = CancelOrder(key, reason)  # which is of no effect on another attempt
+        threading.Thread(target=self._send, args=(order,), name=f"cancel {key[0]}", daemon=True).start()
 
     def kill(self, key: Attempt) -> None:
         """Kills the process and all its descendants, if that is the attempt that runs. Any thread."""
-        with self._sending:
+        with self._state:
             if self._current == key:
                 self._supervised.kill()
 
-    def arm(self, seconds: float) -> None:
-        """Lets the kernel end it in so many seconds, unless armed anew. Any thread."""
-        self._supervised.arm(seconds)
+    def arm(self, deadline: float) -> None:
+        """Lets the kernel end it at `deadline` (boottime() seconds), unless armed anew. Any thread."""
+        self._supervised.arm(deadline)
 
     def close(self) -> None:
         """Ends it at once, and waits until it and its descendants are gone."""
         with self._supervised:
+            pass
+        with self._sending:  # its end is gone, so nobody sends for long; who came later must not find another's file
             self._conn.close()
 
     def _send(self, message: ToWorker | list[str]) -> None:
@@ -118,8 +133,11 @@ class WorkerProcess:
         except OSError:
             pass  # it is dead, as reading will tell
 
-    def _how(self) -> str:
+    def _how(self, exc: Exception) -> str:
+        self._supervised.kill()  # if it lives, as where the job has spoiled the way back
         self._supervised.wait()
+        if not isinstance(exc, EOFError | OSError):
+            return f"said what cannot be read ({type(exc).__name__}: {exc})"
         try:
             code = self._supervised.exit_code(sys.executable, None)
         except SupervisorDied:

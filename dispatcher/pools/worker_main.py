@@ -8,10 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 
 from pydantic import ByteSize
 
@@ -21,7 +26,7 @@ from dispatcher.inflight import Execution
 from dispatcher.job import CancelReason
 from dispatcher.outcome import JobError, Outcome, Raised
 from dispatcher.pools.attempt import Attempts, bare_job, execute
-from dispatcher.pools.memory import limited, prefer_oom_kill
+from dispatcher.pools.memory import has_grown, limited, prefer_oom_kill, resident_bytes
 from dispatcher.pools.messages import (
     Attempt,
     CancelOrder,
@@ -38,22 +43,37 @@ from dispatcher.pools.messages import (
 from dispatcher.pools.thread import stack_of
 from dispatcher.runtime import JobRuntime
 from dispatcher.store import open_store
+from dispatcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 
 PROGRESS_EVERY_S = 0.05  # a job may report a million times a second
+MAX_LOG_CHARS = 100_000  # of a text in a record
+MAX_LOGS = 100  # on their way; who logs faster than that waits, as for any log
+LINGER_S = 0.1  # for threads of a job that are about to end
+BROKEN = 70  # the exit status where the daemon cannot be told anything any more (EX_SOFTWARE)
 
 
 class Outbox:
-    """What is to be sent, in order; of progress only the latest, and not too often."""
+    """What is to be sent, in order; of progress only the latest, and not too often.
+
+    It is pickled by who puts it: what cannot be, or finds no memory, is theirs.
+    """
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
-        self._queue: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[type[FromWorker], memoryview] | None] = queue.SimpleQueue()
         self._progress: Progress | None = None
-        threading.Thread(target=self._send_all, name="sender", daemon=True).start()
+        self._room = threading.Semaphore(MAX_LOGS)
+        start_thread(self._send_all, "sender")
 
     def put(self, message: FromWorker) -> None:
         """Queues a message. Any thread."""
-        self._queue.put(message)
+        self._queue.put((type(message), ForkingPickler.dumps(message)))
+
+    def log(self, message: Logged) -> None:
+        """The same for a log record, which waits where there are very many."""
+        pickled = ForkingPickler.dumps(message)
+        self._room.acquire()
+        self._queue.put((Logged, pickled))
 
     def report(self, _job_id: int, _attempt: int, percent: float, message: str | None) -> None:
         """The progress of the job that runs. Any thread."""
@@ -69,12 +89,15 @@ class Outbox:
                 message = self._queue.get(timeout=wait_s)
             except queue.Empty:
                 message = None
-            if self._progress is not None and (isinstance(message, Done) or time.monotonic() >= next_s):
+            kind, pickled = message or (None, b"")
+            if self._progress is not None and (kind is Done or time.monotonic() >= next_s):
                 latest, self._progress = self._progress, None
                 self._conn.send(latest)
                 next_s = time.monotonic() + PROGRESS_EVERY_S
-            if message is not None:
-                self._conn.send(message)
+            if kind is not None:
+                self._conn.send_bytes(pickled)
+            if kind is Logged:
+                self._room.release()
 
 
 class Worker:
@@ -91,19 +114,30 @@ class Worker:
 
     def run(self) -> None:
         """Never returns."""
+        or_exit(self._serve)
+
+    def _serve(self) -> None:
         prefer_oom_kill()
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a job leaves behind is found among our children
         setup = self._conn.recv()
         assert isinstance(setup, Setup)
         self._set_up(setup)
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        start_thread(self._read, "reader")
+        size = resident_bytes()
         while True:
             order = self._orders.get()
-            self._outbox.put(self._do(order))
+            before = set(threading.enumerate())
+            done = self._do(order)
+            with suppress(Exception):  # it may be anything by now
+                sys.stdout.flush()
+            worn = done.worn or _left_something(before) or has_grown(size)
+            self._outbox.put(Done(done.outcome, worn=worn))
 
     def _set_up(self, setup: Setup) -> None:
         root = logging.getLogger()
         root.setLevel(setup.log_level)
         root.handlers[:] = [_Forward(self._outbox)]
+        os.register_at_fork(after_in_child=_log_as_usual)
         store = open_store(setup.result_store, setup.installation) if setup.result_store else None
         self._runtime = JobRuntime(
             dsn=setup.dsn,
@@ -174,6 +208,39 @@ class Worker:
         return Done(execution.outcome, worn)
 
 
+def start_thread(target: Callable[[], None], name: str) -> None:
+    """A thread without which nothing would ever be told: the process ends with it."""
+    threading.Thread(target=or_exit, args=(target,), name=name, daemon=True).start()
+
+
+def or_exit(target: Callable[[], None]) -> None:
+    """Runs what should never return; the process ends with it, and waits for no thread of a job."""
+    try:
+        target()
+    except BaseException:  # noqa: BLE001 - the memory is at its end, the job has closed the socket, ...
+        traceback.print_exc()
+    finally:
+        os._exit(BROKEN)
+
+
+def _left_something(before: set[threading.Thread]) -> bool:
+    """Whether the job's threads or processes go on: they end with this process, and the job not before."""
+    for thread in set(threading.enumerate()) - before:
+        thread.join(LINGER_S)
+        if thread.is_alive():
+            return True
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _log_as_usual() -> None:
+    """In a child that a job has forked, which has no thread that sends."""
+    logging.getLogger().handlers[:] = [logging.StreamHandler()]
+
+
 class _OverLimit(MemoryError):
     """The job wanted more than its memory_limit."""
 
@@ -191,7 +258,8 @@ class _Forward(QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """See QueueHandler, whose prepare() has made the message a text; what else came along may be anything."""
-        for name, value in vars(record).items():
-            if not isinstance(value, str | int | float | None):
-                setattr(record, name, repr(value))
-        self._outbox.put(Logged(record))
+        plain = {
+            name: value if type(value) in (int, float, bool, type(None)) else str(value)[:MAX_LOG_CHARS]
+            for name, value in vars(record).items()
+        }
+        self._outbox.log(Logged(plain))

@@ -150,3 +150,23 @@ def test_a_type_served_by_two_leases_is_refused_also_where_both_start_at_once(fl
     assert left.alive
     late = fleet.launch(lease_name="third", types="hold")
     assert late.wait() == 1
+
+
+def test_a_leader_whose_types_another_lease_has_come_to_serve_ends_and_lets_the_lease_go(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair(types="quick,hold")
+    ids = fleet.enqueue("hold", 1, until=str(fleet.gate()))
+    fleet.until_started(ids)
+    fleet.conn.execute("insert into dispatcher.lease (name) values ('other')")
+    [(fake,)] = fleet.conn.execute(
+        "insert into dispatcher.replica (lease, host, pid, version, types, incarnation, backend_pid)"
+        " select number, 'h', 1, '1', '{quick}', 1, pg_backend_pid() from dispatcher.lease where name = 'other'"
+        " returning id"
+    ).fetchall()
+    fleet.query("select pg_advisory_lock(dispatcher.liveness_lock(), %s)", fake)
+    leader.send(signal.SIGKILL)
+    assert standby.wait() == 1
+    assert "two leaders cannot share its limit" in standby.log_file.read_text()
+    fleet.conn.execute("delete from dispatcher.replica where id = %s", [fake])
+    fleet.gate().touch()
+    fleet.start_leader(types="quick,hold")
+    fleet.until_all(ids)

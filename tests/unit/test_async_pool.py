@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from dispatcher.context import Context
 from dispatcher.errors import ExecutorError
@@ -178,3 +179,116 @@ def test_a_class_with_an_async_execute_runs_on_the_loop(pooling: Pooling) -> Non
             return "hello"
 
     assert pooling.run(Greeter).result == '"hello"'
+
+
+class Held:
+    """A call that blocks its thread until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Event()
+
+    def block(self) -> None:
+        self.entered.release()
+        self.let_go.wait(60)
+
+
+held = Held()
+
+
+@executor("async.blocking")
+async def blocking(job: Job, ctx: Context) -> None:
+    """Holds a thread."""
+    await asyncio.to_thread(held.block)
+
+
+@executor("async.quick")
+async def quick(job: Job, ctx: Context) -> str:
+    """Ends at once."""
+    return "done"
+
+
+def test_jobs_that_hold_threads_keep_no_other_job_from_ending(pooling: Pooling) -> None:
+    held.__init__()  # type: ignore[misc]
+    blocked = [pooling.make(blocking) for _ in range(90)]
+    pooling.submit(*blocked)
+    for _ in range(64):
+        assert held.entered.acquire(timeout=10)
+    execution = pooling.make(quick)
+    pooling.submit(execution)
+    assert pooling.outcome(execution, within_s=5).result == '"done"'
+    held.let_go.set()
+    for execution in blocked:
+        assert pooling.outcome(execution).state is State.SUCCEEDED
+
+
+def test_a_job_has_not_ended_while_a_thread_still_works_for_it(pooling: Pooling) -> None:
+    held.__init__()  # type: ignore[misc]
+    execution = pooling.make(blocking)
+    pooling.submit(execution)
+    assert held.entered.acquire(timeout=10)
+    assert execution.ctx is not None
+    execution.ctx.cancel(CancelReason.REQUESTED)
+    other = pooling.make(quick)
+    pooling.submit(other)
+    pooling.outcome(other)
+    threading.Event().wait(0.2)
+    assert execution.key not in pooling.ended, "another attempt might begin while this one's thread works"
+    held.let_go.set()
+    assert pooling.outcome(execution).state is State.CANCELED
+
+
+FAILURES: list[tuple[str, str]] = []
+
+
+async def failed(job: Job, ctx: Context, error: Any) -> None:
+    """A hook that waits."""
+    await asyncio.sleep(0)
+    FAILURES.append((error.kind, threading.current_thread().name))
+
+
+class Number(BaseModel):
+    number: int
+
+
+@executor("async.number", payload=Number, on_final_failure=failed)
+async def numbered(job: Job, ctx: Context) -> int:
+    """Its number."""
+    return int(job.payload.number)
+
+
+def test_hooks_of_a_payload_that_does_not_fit_do_not_hold_the_loop(pooling: Pooling) -> None:
+    FAILURES.clear()
+    assert pooling.run(numbered, number="x").state is State.FAILED
+    assert not pooling.hook_failures
+    ((kind, thread),) = FAILURES
+    assert kind == "payload"
+    assert thread != "async-loop"
+    assert pooling.run(numbered, number=3).result == "3"
+
+
+def test_a_loop_that_is_blocked_hoards_no_nudges(pooling: Pooling) -> None:
+    pool = pooling.pool
+    assert isinstance(pool, AsyncPool)
+    entered, go = threading.Event(), threading.Event()
+    pool._loop.call_soon_threadsafe(entered.set)
+    pool._loop.call_soon_threadsafe(go.wait, 60)
+    assert entered.wait(10)
+    for _ in range(1000):
+        pool.nudge()
+    assert len(pool._loop._ready) < 10  # type: ignore[attr-defined]
+    go.set()
+    assert pooling.run(quick).state is State.SUCCEEDED
+
+
+def test_what_fails_in_the_pool_itself_costs_no_slot(pooling: Pooling) -> None:
+    pool = pooling.pool
+    assert isinstance(pool, AsyncPool)
+    threads = pool._threads
+    pool._threads = type(threads)(1)
+    pool._threads.shutdown()
+    outcome = pooling.run(quick)
+    assert (outcome.state, outcome.error.kind) == (State.SCHEDULED, "crash")
+    assert pool.executing == 0
+    pool._threads = threads
+    assert pooling.run(quick).state is State.SUCCEEDED

@@ -16,6 +16,7 @@ import pytest
 
 from dispatcher import process
 from dispatcher.context import Context, Interrupted
+from dispatcher.fence import boottime
 from dispatcher.job import CancelReason, Job
 from dispatcher.process import ProgramResult, run_program
 from dispatcher.supervised import Supervised, SupervisorDied, order_for
@@ -431,7 +432,7 @@ def test_an_armed_supervisor_that_is_armed_anew_lets_live(tmp_path: Path) -> Non
         program.start()
         began = time.monotonic()
         while time.monotonic() - began < 1.2:
-            program.arm(0.5)
+            program.arm(boottime() + 0.5)
             time.sleep(0.1)  # as a heartbeat; what is looked for is that nothing happens
         assert alive(pid_in(own))
 
@@ -446,7 +447,7 @@ def test_an_armed_supervisor_that_hears_no_more_ends_everything_in_time(tmp_path
         program.start()
         pids = [pid_in(own), pid_in(grandchild)]
         supervisor = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
-        program.arm(0.5)
+        program.arm(boottime() + 0.5)
         armed = time.monotonic()
         if frozen:
             eventually(lambda: Path(f"/proc/{supervisor}/timers").read_text())
@@ -457,3 +458,18 @@ def test_an_armed_supervisor_that_hears_no_more_ends_everything_in_time(tmp_path
             os.kill(pids[1], signal.SIGKILL)
         else:
             eventually(lambda: not alive(pids[1]))
+
+
+def test_time_that_was_granted_to_a_stopped_supervisor_does_not_begin_when_it_goes_on() -> None:
+    """Its owner is gone by then, and others count from when it was granted."""
+    with Supervised(order_for(["sleep", "300"], "/", {"PATH": os.environ["PATH"]})) as program:
+        program.start()
+        program.arm(boottime() + 60.0)
+        supervisor = program._process.pid
+        eventually(lambda: children(supervisor))
+        [pid] = children(supervisor)
+        os.kill(supervisor, signal.SIGSTOP)
+        program.arm(boottime() + 4.0)
+        time.sleep(4.0)  # nothing can be waited for while it is stopped
+        os.kill(supervisor, signal.SIGCONT)
+        assert eventually(lambda: not alive(pid)) < 2.5

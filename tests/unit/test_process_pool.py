@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -259,7 +260,158 @@ def test_no_more_jobs_at_once_than_workers(pooling: Pooling) -> None:
         assert pooling.outcome(execution).state is State.CANCELED
 
 
+def test_very_quick_jobs_do_not_leave_workers_idle(pooling: Pooling) -> None:
+    executions = [pooling.make(far_jobs.length, text="") for _ in range(300)]
+    pooling.submit(*executions)
+    for execution in executions:
+        pooling.outcome(execution)
+    waiting = [pooling.make(far_jobs.wait) for _ in range(2)]
+    pooling.submit(*waiting)  # and nobody nudges: the leader does so only while it has nothing to do
+    for _ in range(1000):
+        if pooling.pool.executing == 2:
+            break
+        threading.Event().wait(0.01)
+    assert pooling.pool.executing == 2
+    for execution in waiting:
+        while execution.ctx is None:
+            threading.Event().wait(0.01)
+        execution.ctx.cancel(CancelReason.REQUESTED)
+        pooling.outcome(execution)
+
+
 def test_stopped_pool_leaves_no_process(pooling: Pooling) -> None:
     pid = result(pooling.run(far_jobs.echo, text=""))["pid"]
     pooling.pool.stop()
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("what", ["child", "daemon", "fork that goes on", "thread"])
+def test_a_job_that_leaves_something_running_ends_when_that_is_gone(pooling: Pooling, what: str) -> None:
+    pid = result(pooling.run(far_jobs.leave, what=what))
+    assert not psutil.pid_exists(pid), "the end was told although something still runs"
+    assert result(pooling.run(far_jobs.echo, text="next"))["text"] == "next"
+
+
+@pytest.mark.parametrize("how", ["garbage", "huge garbage", "closed", "shut"])
+def test_a_job_that_spoils_the_way_back_fails_alone_and_at_once(pooling: Pooling, how: str) -> None:
+    execution = pooling.make(far_jobs.break_off, how=how)
+    pooling.submit(execution)
+    outcome = pooling.outcome(execution, within_s=10)
+    assert (outcome.state, errors(outcome)[0]["kind"]) == (State.SCHEDULED, "crash")
+    for text in ("one", "two", "three"):
+        assert result(pooling.run(far_jobs.echo, text=text))["text"] == text, "no answer of another job's"
+
+
+@pytest.mark.parametrize("how", ["odd record", "limits"])
+def test_what_is_odd_in_a_job_does_not_keep_its_end_from_being_told(pooling: Pooling, how: str) -> None:
+    execution = pooling.make(far_jobs.break_off, how=how)
+    pooling.submit(execution)
+    assert result(pooling.outcome(execution, within_s=10)) == "done"
+    assert result(pooling.run(far_jobs.grow, mib=32)) == 32 * 2**20
+
+
+def test_a_job_that_leaves_no_memory_for_the_way_back_ends(pooling: Pooling) -> None:
+    execution = pooling.make(far_jobs.break_off, how="no memory")
+    pooling.submit(execution)
+    pooling.outcome(execution, within_s=10)
+    assert result(pooling.run(far_jobs.echo, text="next"))["text"] == "next"
+
+
+def test_a_worker_that_has_grown_by_much_is_replaced(pooling: Pooling) -> None:
+    first, second = (result(pooling.run(far_jobs.leak, mib=100)) for _ in range(2))
+    third, fourth = (result(pooling.run(far_jobs.leak, mib=100)) for _ in range(2))
+    assert first == second == third != fourth
+
+
+def test_what_a_job_prints_is_out_when_it_has_ended_and_no_log_record_is_endless(
+    pooling: Pooling,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    assert pooling.run(far_jobs.say).state is State.SUCCEEDED
+    assert "said by a job" in capfd.readouterr().out
+    assert max(len(record.getMessage()) for record in caplog.records) == 100_000
+
+
+def test_a_flood_of_logs_does_not_fill_the_memory(pooling: Pooling) -> None:
+    logger = logging.getLogger("far.flood")
+    logger.setLevel(logging.CRITICAL)
+    try:
+        assert result(pooling.run(far_jobs.flood)) < 100, "5,000 records of 50 kB"
+    finally:
+        logger.setLevel(logging.NOTSET)
+
+
+def test_a_log_handler_that_raises_costs_no_job(pooling: Pooling) -> None:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("broken")
+
+    logger, broken = logging.getLogger("far.library"), Broken()
+    logger.addHandler(broken)
+    try:
+        assert result(pooling.run(far_jobs.talk, times=10)) == "told"
+    finally:
+        logger.removeHandler(broken)
+    assert result(pooling.run(far_jobs.echo, text="next"))["text"] == "next"
+
+
+def test_a_worker_that_does_not_read_its_order_is_killed_when_the_job_is_to_stop(pooling: Pooling) -> None:
+    frozen = result(pooling.run(far_jobs.echo, text=""))["pid"]
+    os.kill(frozen, signal.SIGSTOP)
+    execution = pooling.make(far_jobs.length, text="x" * 2**20)  # more than a socket takes
+    pooling.submit(execution)
+    while execution.ctx is None:
+        pooling.pool.nudge()
+    execution.ctx.cancel(CancelReason.REQUESTED)
+    assert pooling.outcome(execution, within_s=10).state is State.CANCELED
+    await_end(frozen)
+    assert result(pooling.run(far_jobs.length, text="x" * 2**20)) == 2**20
+
+
+def test_a_job_that_never_started_is_not_failed_for_its_timeout(pooling: Pooling) -> None:
+    frozen = result(pooling.run(far_jobs.echo, text=""))["pid"]
+    os.kill(frozen, signal.SIGSTOP)
+    execution = pooling.make(far_jobs.echo, text="")
+    pooling.submit(execution)
+    while execution.ctx is None:
+        pooling.pool.nudge()
+    execution.ctx.cancel(CancelReason.TIMEOUT)
+    outcome = pooling.outcome(execution)
+    assert (outcome.state, errors(outcome)[0]["kind"]) == (State.SCHEDULED, "crash")
+
+
+def test_no_more_workers_than_places_also_where_jobs_come_at_once(pooling: Pooling) -> None:
+    pooling.pool.start()
+    executions = [pooling.make(far_jobs.echo, text="") for _ in range(8)]
+    pooling.submit(*executions)
+    for execution in executions:
+        pooling.outcome(execution)
+    for thread in threading.enumerate():
+        if thread.name == "process-warm-up":
+            thread.join()
+    assert len(workers()) <= 2
+
+
+def test_stopped_while_it_starts_leaves_no_process(pooling: Pooling) -> None:
+    pooling.pool.start()
+    pooling.pool.stop()
+    for thread in threading.enumerate():
+        if thread.name == "process-warm-up":
+            thread.join()
+    assert not workers()
+
+
+def test_two_threads_that_want_the_last_warm_worker_both_get_one(pooling: Pooling) -> None:
+    pool = pooling.pool
+    assert isinstance(pool, ProcessPool)
+
+    class Contended(deque[Any]):
+        def __bool__(self) -> bool:
+            return True  # as another thread saw it, before this one took the last
+
+    pool._warm = Contended()
+    assert result(pooling.run(far_jobs.echo, text="one"))["text"] == "one"
+    pool._warm = deque(pool._warm)
