@@ -59,6 +59,7 @@ def end(job: Job, ctx: Context) -> Any:
 @executor("far.die", pool="process", max_attempts=2, backoff=QUICKLY)
 def die(job: Job, ctx: Context) -> Any:
     """Takes its process along."""
+    ctx.logger.info("about to %s", job.payload["how"])
     match job.payload["how"]:
         case "segfault":
             ctypes.string_at(0)

@@ -1,6 +1,6 @@
 """A worker process: runs one job after another, each in its main thread, and tells how it goes.
 
-reader thread ──orders──▶ main thread ──Outbox──▶ sender thread ─▶ socket
+reader thread ──orders──▶ main thread ──Outbox──▶ socket
 """
 
 from __future__ import annotations
@@ -47,57 +47,59 @@ from dispatcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 
 PROGRESS_EVERY_S = 0.05  # a job may report a million times a second
 MAX_LOG_CHARS = 100_000  # of a text in a record
-MAX_LOGS = 100  # on their way; who logs faster than that waits, as for any log
+LOG_S = 5.0
 LINGER_S = 0.1  # for threads of a job that are about to end
 BROKEN = 70  # the exit status where the daemon cannot be told anything any more (EX_SOFTWARE)
 
 
 class Outbox:
-    """What is to be sent, in order; of progress only the latest, and not too often.
+    """What is told to the daemon; of progress only the latest, and not too often.
 
-    It is pickled by who puts it: what cannot be, or finds no memory, is theirs.
+    Who puts a message sends it, so that a line that was logged is out when the next one crashes; and what cannot be
+    pickled, or finds no memory, is theirs.
     """
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
-        self._queue: queue.SimpleQueue[tuple[type[FromWorker], memoryview] | None] = queue.SimpleQueue()
+        self._sending = threading.Lock()
         self._progress: Progress | None = None
-        self._room = threading.Semaphore(MAX_LOGS)
-        start_thread(self._send_all, "sender")
+        self._news = threading.Event()
+        start_thread(self._send_progress, "progress")
 
     def put(self, message: FromWorker) -> None:
-        """Queues a message. Any thread."""
-        self._queue.put((type(message), ForkingPickler.dumps(message)))
+        """Sends a message. Any thread."""
+        pickled = ForkingPickler.dumps(message)
+        with self._sending:
+            if isinstance(message, Done):
+                self._send_latest()
+            self._conn.send_bytes(pickled)
 
     def log(self, message: Logged) -> None:
-        """The same for a log record, which waits where there are very many."""
+        """The same for a log record, which is dropped rather than waited for without end."""
         pickled = ForkingPickler.dumps(message)
-        self._room.acquire()
-        self._queue.put((Logged, pickled))
+        if self._sending.acquire(timeout=LOG_S):  # in a signal handler it may be this very thread that sends
+            try:
+                self._conn.send_bytes(pickled)
+            finally:
+                self._sending.release()
 
     def report(self, _job_id: int, _attempt: int, percent: float, message: str | None) -> None:
         """The progress of the job that runs. Any thread."""
-        news, self._progress = self._progress is None, Progress(percent, message)
-        if news:
-            self._queue.put(None)  # there is progress to be sent
+        self._progress = Progress(percent, message)
+        self._news.set()
 
-    def _send_all(self) -> None:
-        next_s = 0.0  # progress is not sent before this
+    def _send_progress(self) -> None:
         while True:
-            wait_s = None if self._progress is None else max(0.0, next_s - time.monotonic())
-            try:
-                message = self._queue.get(timeout=wait_s)
-            except queue.Empty:
-                message = None
-            kind, pickled = message or (None, b"")
-            if self._progress is not None and (kind is Done or time.monotonic() >= next_s):
-                latest, self._progress = self._progress, None
-                self._conn.send(latest)
-                next_s = time.monotonic() + PROGRESS_EVERY_S
-            if kind is not None:
-                self._conn.send_bytes(pickled)
-            if kind is Logged:
-                self._room.release()
+            self._news.wait()
+            self._news.clear()
+            with self._sending:
+                self._send_latest()
+            time.sleep(PROGRESS_EVERY_S)
+
+    def _send_latest(self) -> None:
+        latest, self._progress = self._progress, None
+        if latest is not None:
+            self._conn.send(latest)
 
 
 class Worker:
@@ -199,7 +201,7 @@ class Worker:
             if isinstance(ending, Raised) and isinstance(ending.error, MemoryError):
                 worn = True  # who knows what it was that found no memory
                 if spec.memory_limit is not None:
-                    ending = Raised(_OverLimit(spec.memory_limit, ending.error))
+                    ending = Raised(MemoryLimitExceeded(spec.memory_limit, ending.error))
             attempts.conclude(execution, ctx, ending)
         with self._lock:
             self._current = None
@@ -241,11 +243,11 @@ def _log_as_usual() -> None:
     logging.getLogger().handlers[:] = [logging.StreamHandler()]
 
 
-class _OverLimit(MemoryError):
+class MemoryLimitExceeded(MemoryError):
     """The job wanted more than its memory_limit."""
 
     def __init__(self, limit: int, cause: MemoryError) -> None:
-        super().__init__(f"the job wanted more memory than its limit of {ByteSize(limit).human_readable()}")
+        super().__init__(f"it wanted more than the {ByteSize(limit).human_readable()} that memory_limit allows")
         self.__cause__ = cause
 
 

@@ -116,6 +116,16 @@ def test_a_death_fails_that_job_only(pooling: Pooling, how: str, told: str) -> N
     assert pooling.outcome(beside).state is State.PENDING
 
 
+def test_what_was_logged_before_a_crash_is_told(pooling: Pooling, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for how in ("segfault", "exit"):
+        pooling.run(far_jobs.die, how=how)
+    assert [record.getMessage() for record in caplog.records if record.name == "dispatcher.job"] == [
+        "about to segfault",
+        "about to exit",
+    ]
+
+
 def test_a_job_that_hears_nothing_is_killed_with_what_it_started(pooling: Pooling, tmp_path: Path) -> None:
     execution = pooling.make(far_jobs.hang, file=str(tmp_path / "pids"))
     pooling.submit(execution)
