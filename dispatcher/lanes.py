@@ -41,7 +41,7 @@ class Lanes:
         self._lanes = Turns()
         self._types: set[str] = set()  # of the lanes when they were read: there may be very many lanes
         self._foreign: set[str] = set()  # types with jobs that have no executor here
-        self._nothing_waits = False  # by the latest reading
+        self._waiting: set[str] | None = None  # types with a job by the latest reading; None before the first one
         self._supposed_at: float | None = None  # first since the latest reading
         self._cut: set[Lane] = set()  # left since the latest reading, and may have jobs of a worse priority
         self._cut_level = LAST_PRIORITY  # the best level that such a lane was left at
@@ -56,7 +56,7 @@ class Lanes:
     def clear(self) -> None:
         """Forgets everything."""
         self._lanes = Turns()
-        self._nothing_waits = self._mixed = False
+        self._waiting, self._mixed = None, False
         self._cut.clear()
         self.held = {}
         self._read_again_at = 0.0
@@ -99,7 +99,7 @@ class Lanes:
         for one in found:
             self._lanes.put(one.lane, one.start, math.floor(one.head[0]))
         self._types = {one.lane.type for one in found}
-        self._nothing_waits, self._supposed_at = not found, None
+        self._waiting, self._supposed_at = set(self._types), None
         best = takewhile(lambda one: one.head[0] == found[0].head[0], found)
         self._mixed = bool(self._cut and found) and all(one.lane in self._cut for one in best)
         self._cut, self._cut_level = set(), LAST_PRIORITY
@@ -107,20 +107,24 @@ class Lanes:
         self._read_took = took = self._read_ended - began
         self._read_again_at = self._read_ended + max(READ_AGAIN_S, READ_AGAIN_COST * took)
 
-    def suppose(self, type: str) -> bool:
+    def suppose(self, type: str, beside: Collection[str]) -> bool:
         """Takes it that this type has a job without a tenant, as somebody said: True if it may be claimed unseen.
 
-        Only if nothing waited at the latest reading, since otherwise it might not be that job's turn; and not for long
-        without another one, since a stream of such words would hide every other lane.
+        Only if none of the types `beside` it, those of its pool, waited at the latest reading, since otherwise it might
+        not be that job's turn; and not for long without another reading, since a stream of such words would hide every
+        other lane.
         """
-        if not self._nothing_waits or self._lanes or self._aging_s is not None or self._registry.get(type) is None:
+        lane = Lane(type, "")
+        if self._waiting is None or self._aging_s is not None or not self._waiting.isdisjoint(beside):
+            return False
+        if lane in self._lanes:  # its cursor may be past what was meant
             return False
         if self._supposed_at is None:
             self._supposed_at = self._clock()
         elif self._clock() - self._supposed_at >= READ_AGAIN_S:
             return False
-        self._lanes.put(Lane(type, ""), START, 0)
-        self._types = {type}
+        self._lanes.put(lane, START, 0)
+        self._types.add(type)
         return True
 
     def begin_round(self) -> None:

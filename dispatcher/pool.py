@@ -157,6 +157,10 @@ class Pools:
         """The types that run in a pool."""
         return self._types[pool.name]
 
+    def serving(self, type: str) -> Pool | None:
+        """The pool in which a type runs; None if it has no executor here."""
+        return next((pool for pool in self if type in self._types[pool.name]), None)
+
     @property
     def waiting(self) -> int:
         """Jobs that no pool has started yet."""

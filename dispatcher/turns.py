@@ -25,6 +25,9 @@ class Turns:
     def __iter__(self) -> Iterator[tuple[Lane, Cursor]]:
         return chain.from_iterable(self._levels[level].items() for level in self._order)
 
+    def __contains__(self, lane: Lane) -> bool:
+        return lane in self._level_of
+
     def __getitem__(self, lane: Lane) -> Cursor:
         return self._levels[self._level_of[lane]][lane]
 

@@ -40,6 +40,7 @@ from dispatcher.pools.messages import (
     Stack,
     Started,
 )
+from dispatcher.pools.nice import be_nice
 from dispatcher.pools.thread import stack_of
 from dispatcher.runtime import JobRuntime
 from dispatcher.store import open_store
@@ -120,6 +121,7 @@ class Worker:
 
     def _serve(self) -> None:
         prefer_oom_kill()
+        be_nice()
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a job leaves behind is found among our children
         setup = self._conn.recv()
         assert isinstance(setup, Setup)

@@ -160,7 +160,7 @@ class Dispatch:
             self._news = False  # before the look: what is told from now on is looked at again
             hint, self._hint = self._hint, None
             self._lanes.read_again()
-            supposed = hint is not None and self._lanes.suppose(hint)
+            supposed = hint is not None and self._suppose(hint)
         if now >= self._control_due:
             self._read_controls(conn)
         if self._capacity.shared and now >= self._recount_due:
@@ -272,6 +272,11 @@ class Dispatch:
                 self.looked_everywhere, self._cut_short = False, True
                 break
         return 0
+
+    def _suppose(self, type: str) -> bool:
+        """Whether a job of that type may be claimed without a look, since somebody said that there is one."""
+        pool = self._pools.serving(type)
+        return pool is not None and self._room_in(pool) > 0 and self._lanes.suppose(type, self._pools.types(pool))
 
     def _give_back(self, conn: Connection, waiting: list[Execution]) -> int:
         if not waiting:

@@ -11,6 +11,7 @@ from dispatcher.executor import Executor, Registry
 from dispatcher.inflight import InFlight
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
+from dispatcher.queries import claims
 from dispatcher.services.dispatch import Dispatch
 from tests.db.leading import Collector
 from tests.db.running import OWNER, TERM, enqueue, nothing, publish, session
@@ -79,6 +80,23 @@ def test_a_full_pool_does_not_hold_up_another(conn: Connection, two: Two) -> Non
     late = enqueue(conn, "here", priority=100)
     two.dispatch.heard("here")
     assert two.run() == ([late], urgent[:2])
+
+
+def test_what_waits_for_a_full_pool_does_not_slow_down_who_is_told_of_for_another(
+    conn: Connection, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        enqueue(conn, "far")
+    two.run()
+    told = enqueue(conn, "here")
+    monkeypatch.setattr(claims, "list_lanes", None)
+    two.dispatch.heard("here")
+    assert two.dispatch.step(two.conn) == 1, "claimed without a look at what waits"
+    assert two.here.taken[-1].claimed.id == told
+    two.dispatch.heard("far")
+    two.far.size = 3
+    with pytest.raises(TypeError):  # it waits its turn, which takes a look
+        two.dispatch.step(two.conn)
 
 
 def test_a_pool_without_a_place_is_given_nothing(conn: Connection, two: Two) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
 from contextlib import suppress
 
@@ -12,9 +14,10 @@ from tests.bench.scenarios.marking import mark, starts, wait_for
 from tests.bench.scenarios.measures import Measures, Size, percentile
 from tests.bench.stage import Stage, stage
 
-STEPS = 4_000_000  # of a job that computes: a quarter of a second or so
+STEPS = 10_000_000  # of a job that computes: a third of a second or so
 SPINS = 16
 QUICK = 5_000
+FLUSHES = 100
 EXECUTORS = f"{jobs.__name__},{pool_jobs.__name__}"
 
 
@@ -29,9 +32,9 @@ def pools(dsn: str, size: Size) -> Measures:
         _drain(own, pool_jobs.NOOP, 100)  # the workers are warm
         threads_s = _drain(own, pool_jobs.THREAD, SPINS, steps=STEPS)
         processes_s = _drain(own, pool_jobs.PROCESS, SPINS, steps=STEPS)
-        idle = _pickups(own, size, first=0)
-        beside = _beside(own, pool_jobs.PROCESS, size, first=size.pickups)
-        beside_threads = _beside(own, pool_jobs.THREAD, size, first=2 * size.pickups)
+        idle, flush_ms = _pickups(own, size, first=0), _flush_ms()
+        beside, flush_beside_ms = _beside(own, pool_jobs.PROCESS, size, first=size.pickups)
+        beside_threads, _ = _beside(own, pool_jobs.THREAD, size, first=2 * size.pickups)
         measures: Measures = {
             "threads": (threads_s, "s"),
             "processes": (processes_s, "s"),
@@ -42,29 +45,45 @@ def pools(dsn: str, size: Size) -> Measures:
         for name, times in (("idle", idle), ("beside_processes", beside), ("beside_threads", beside_threads)):
             measures[f"pickup_{name}_p50"] = (statistics.median(times), "ms")
             measures[f"pickup_{name}_p99"] = (percentile(times, 99), "ms")
+        measures |= {"flush_idle": (flush_ms, "ms"), "flush_beside_processes": (flush_beside_ms, "ms")}
         measures["pickup_ratio_p50"] = (statistics.median(beside) / statistics.median(idle), "")
         measures["pickup_ratio_p99"] = (percentile(beside, 99) / percentile(idle, 99), "")
         return measures
 
 
+def _flush_ms() -> float:
+    """What the disk takes for a commit's eight kilobytes, here and now: a job's pickup waits for two commits."""
+    times = []
+    with tempfile.TemporaryFile(buffering=0) as file:
+        for _ in range(FLUSHES):
+            file.seek(0)
+            file.write(bytes(8192))
+            began = time.monotonic()
+            os.fdatasync(file.fileno())
+            times.append((time.monotonic() - began) * 1000)
+            time.sleep(0.005)  # as between commits of a system that has little to do
+    return statistics.median(times)
+
+
 def _drain(own: Stage, type: str, count: int, **payload: int) -> float:
-    """Seconds from the enqueueing until all have ended."""
-    began = time.monotonic()
+    """Seconds from the first start to the last end, as the rows have them."""
     ids = own.client.enqueue_many(type, (payload for _ in range(count)))
-    own.client.wait(ids, 120.0)
-    return time.monotonic() - began
+    jobs = own.client.wait(ids, 120.0)
+    ends = [job.finished_at for job in jobs if job.finished_at is not None]
+    starts = [job.started_at for job in jobs if job.started_at is not None]
+    return (max(ends) - min(starts)).total_seconds()
 
 
-def _beside(own: Stage, type: str, size: Size, *, first: int) -> list[float]:
-    """Pickups while jobs of a type compute without a break."""
+def _beside(own: Stage, type: str, size: Size, *, first: int) -> tuple[list[float], float]:
+    """Pickups while jobs of a type compute without a break, and what the disk takes then."""
     ids = own.client.enqueue_many(type, ({"steps": STEPS} for _ in range(200)))
     own.until("the computing", lambda: own.client.get(ids[0]).started_at)
-    times = _pickups(own, size, first=first)
+    times, flush_ms = _pickups(own, size, first=first), _flush_ms()
     for id in ids:
         with suppress(WrongState):  # it has ended
             own.client.cancel(id)
     own.client.wait(ids, 120.0)
-    return times
+    return times, flush_ms
 
 
 def _pickups(own: Stage, size: Size, *, first: int) -> list[float]:
