@@ -97,7 +97,7 @@ def test_a_job_for_which_no_place_comes_free_is_given_back(pooling: Pooling, clu
     pool = pooling.pool
     assert isinstance(pool, DaskPool)
     for _ in range(1000):
-        if all(member.suspect for member in pool._members.values()):
+        if all(member.suspect for member in pool._cluster.members.values()):
             break
         threading.Event().wait(0.01)
     waits = pooling.make(far_jobs.echo, text="")
