@@ -183,7 +183,9 @@ begin
             format('all %s threads of the leader, replica %s, are busy', bound.places, leader),
             jsonb_build_object('threads', bound.places, 'running', busy.in_pool, 'leader', leader))
         else dispatcher.reason('pool',
-            format('all %s places in the pool %L of the leader, replica %s, are taken', bound.places, rule.pool, leader),
+            case when bound.places = 0
+                 then format('the pool %L of the leader, replica %s, has no place: its workers have not been found', rule.pool, leader)
+                 else format('all %s places in the pool %L of the leader, replica %s, are taken', bound.places, rule.pool, leader) end,
             jsonb_build_object('pool', rule.pool, 'places', bound.places, 'running', busy.in_pool, 'leader', leader)) end;
     end if;
     return reasons;

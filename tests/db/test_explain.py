@@ -278,6 +278,8 @@ def test_a_full_pool_is_told_to_those_who_wait_for_it_alone(
     assert full.text == f"all 2 places in the pool 'process' of the leader, replica {replica}, are taken"
     assert full.details == {"pool": "process", "places": 2, "running": 2, "leader": replica}
     assert only(client.explain(enqueue(conn, "limited"))).kind == "next"
+    conn.execute('update dispatcher.lease set pools = \'{"thread": 1, "process": 0}\'')
+    assert "has no place: its workers have not been found" in client.explain(enqueue(conn)).reasons[0].text
 
 
 def test_all_reasons_are_told_the_most_decisive_first(dsn: str, conn: Connection, client: Client) -> None:
