@@ -89,6 +89,10 @@ class Outbox:
         self._progress = Progress(percent, message)
         self._news.set()
 
+    def close(self) -> None:
+        """In a child that a job has forked: what it has to tell is not the job's, and it ends where it tries."""
+        self._conn.close()
+
     def _send_progress(self) -> None:
         while True:
             self._news.wait()
@@ -121,11 +125,11 @@ class Worker:
 
     def _serve(self) -> None:
         prefer_oom_kill()
-        be_nice()
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a job leaves behind is found among our children
         setup = self._conn.recv()
         assert isinstance(setup, Setup)
         self._set_up(setup)
+        be_nice()  # from here on: a start should not take long
         start_thread(self._read, "reader")
         size = resident_bytes()
         while True:
@@ -141,6 +145,7 @@ class Worker:
         root = logging.getLogger()
         root.setLevel(setup.log_level)
         root.handlers[:] = [_Forward(self._outbox)]
+        os.register_at_fork(after_in_child=self._outbox.close)
         os.register_at_fork(after_in_child=_log_as_usual)
         store = open_store(setup.result_store, setup.installation) if setup.result_store else None
         self._runtime = JobRuntime(
@@ -241,7 +246,7 @@ def _left_something(before: set[threading.Thread]) -> bool:
 
 
 def _log_as_usual() -> None:
-    """In a child that a job has forked, which has no thread that sends."""
+    """In a child that a job has forked, which has no way to the daemon."""
     logging.getLogger().handlers[:] = [logging.StreamHandler()]
 
 

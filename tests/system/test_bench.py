@@ -29,12 +29,14 @@ TINY = Size(
     finished=(100,),
     types=5,
     tenants=7,
+    workers=1,
+    places=2,
     load_s=0.5,
     requests_s=0.3,
     idle_s=0.5,
     settle_s=0,
 )
-MAY_BE_ZERO = ("idle", "stop")
+MAY_BE_ZERO = ("dask", "idle", "stop")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

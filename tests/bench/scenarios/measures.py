@@ -30,6 +30,8 @@ class Size:
     finished: tuple[int, ...] = (1_000_000, 10_000_000)
     types: int = 1_000
     tenants: int = 10_000
+    workers: int = 4  # of a Dask cluster
+    places: int = 100  # on all of them
     load_s: float = 60.0
     requests_s: float = 6.0
     load_per_s: int = 5_000  # for an hour of it there must be room on the disk
