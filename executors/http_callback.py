@@ -75,10 +75,14 @@ class Waiting:
         self._write(_BEGIN, "asked", hash=hashlib.sha256(token.encode()).digest())
         return {"dispatcher-callback-url": f"{base}/jobs/{self._id}/callback", "dispatcher-callback-token": token}
 
-    def accepted(self) -> None:
-        """The receiver works on it: it is not asked again."""
+    def accepted(self) -> Any:
+        """The receiver works on it, and is not asked again: as look(), the result if it has answered already."""
         with suppress(errors.LockNotAvailable):  # somebody is answering: the next look tells whether that counted
             self._write(_ACCEPT, "accepted")
+        ended, result = self.look()
+        if not ended:
+            raise Snooze(LOOK_S)
+        return result
 
     def look(self) -> tuple[bool, Any]:
         """True and the job's result once there is a good answer; False where nobody has accepted yet.

@@ -80,8 +80,7 @@ def http_request(job: Job, ctx: Context) -> Any:
         redirects=REDIRECTS if payload.follow_redirects else 0,
     ) as answer:
         if waiting is not None and answer.status == 202:
-            waiting.accepted()
-            return waiting.look()[1]
+            return waiting.accepted()
         judge(answer, payload, redactor)
         shown = {"status": answer.status, "url": redactor.clean(answer.url), "headers": headers_of(answer, redactor)}
         shown |= body_of(answer, ctx, redactor, most=payload.max_response_bytes, store=payload.store)
