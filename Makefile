@@ -71,7 +71,7 @@ check: $(READY)  ## format, lint, types, import contracts, SQL
 
 # Two at a time, each with a server of its own; those that break replicas one after another, beside the others.
 test: $(READY)  ## all tests except those that boot systemd
-	@$(BIN)/python -m pytest tests/unit tests/db tests/system -m 'not systemd' -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest tests/unit tests/db tests/system -m 'not systemd' -n 2 --dist loadscope $(ARGS)
 
 test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 	@$(BIN)/python -m pytest tests/system $(ARGS)

@@ -10,10 +10,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import conninfo
+from xdist.scheduler import LoadScopeScheduling
 
 from dispatcher import migrate
 from dispatcher.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_binaries
@@ -39,11 +41,16 @@ def pytest_report_header() -> str:
     return f"PostgreSQL {major_version(bindir)} in {bindir}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Apart(LoadScopeScheduling):  # type: ignore[misc] # no types come with it
     """Replicas have deadlines to keep: two tests that start some do not run side by side."""
-    for item in items:
-        if item.path.parent.name == "system":
-            item.add_marker(pytest.mark.xdist_group("system"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "system" if nodeid.startswith("tests/system/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Apart:
+    return Apart(config, log)
 
 
 @pytest.fixture(scope="session")
