@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dispatcher.db import Connection
+from tests.db.import_runner import DirectRuntime
 from tests.db.running import Settling, publish, session
 from tests.db.serving import Served
 
@@ -33,3 +35,18 @@ def api(dsn: str, conn: Connection) -> Iterator[Served]:
     publish(conn)
     with Served(dsn) as served:
         yield served
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that imports may read."""
+    folder = tmp_path / "imports"
+    folder.mkdir()
+    monkeypatch.setenv("DISPATCHER_IMPORT_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture
+def runtime(dsn: str) -> DirectRuntime:
+    """What a job is lent, without a daemon."""
+    return DirectRuntime(dsn)

@@ -24,19 +24,6 @@ Row = tuple[Any, ...]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "imports"
-    folder.mkdir()
-    monkeypatch.setenv("DISPATCHER_IMPORT_ROOT", str(folder))
-    return folder
-
-
-@pytest.fixture
-def runtime(dsn: str) -> DirectRuntime:
-    return DirectRuntime(dsn)
-
-
-@pytest.fixture
 def load(root: Path, conn: Connection, runtime: DirectRuntime) -> Callable[..., Any]:
     """Writes rows of `id` and `b` to a file, imports it in one attempt, and returns the result."""
 
