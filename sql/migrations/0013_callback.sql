@@ -11,7 +11,7 @@ create table dispatcher.callback (
 );
 
 create function dispatcher.forget_callbacks() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     -- One that somebody is about to answer stays, and is nobody's.
     delete from dispatcher.callback c where c.job_id = any(array(
