@@ -44,7 +44,7 @@ def run(job: Job, ctx: Context) -> str:
     return f"attempt {job.attempt}"
 
 
-@executor("dask.quick", pool="dask", max_attempts=20, backoff=AT_ONCE, limit=100)
+@executor("dask.quick", pool="dask", max_attempts=20, backoff=AT_ONCE, limit=60)
 def quick(job: Job, ctx: Context) -> None:
     """Takes a moment."""
     note(job, "start")
