@@ -4,6 +4,8 @@
         connect(port=proxy.port)
         proxy.pause()       # a partition: nothing flows, nothing is closed, new connections get no answer
         proxy.cut()         # all connections are closed, new ones refused
+        proxy.slow(0.1)     # each piece of data takes so long, in each direction
+        proxy.strand()      # half-open: the server sees each connection close, the client sees nothing, ever
         proxy.restore()     # all works again; what was held back by a pause arrives
 
 The proxy's own kernel goes on acknowledging what it receives, so a pause does not set off tcp_user_timeout.
@@ -12,6 +14,7 @@ The proxy's own kernel goes on acknowledging what it receives, so a pause does n
 import contextlib
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -21,8 +24,10 @@ class TcpProxy:
         self._target = (host, port)
         self._to_server = threading.Event()
         self._to_client = threading.Event()
+        self._delay_s = 0.0
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
+        self._links: dict[socket.socket, socket.socket | None] = {}  # a client's end, and the server's once it stands
+        self._stranded: set[socket.socket] = set()
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
         self.restore()
@@ -52,14 +57,30 @@ class TcpProxy:
     def drop(self) -> None:
         """Close all connections; new ones work at once."""
         with self._lock:
-            doomed, self._sockets = self._sockets, []
-        for each in doomed:
-            self._close(each)
+            doomed, self._links = self._links, {}
+            stranded, self._stranded = self._stranded, set()
+        for each in (*doomed, *doomed.values(), *stranded):
+            if each is not None:
+                self._close(each)
+
+    def slow(self, delay_s: float) -> None:
+        """Let each piece of data take so long, in each direction."""
+        self._delay_s = delay_s
+
+    def strand(self) -> None:
+        """Close the server's end of all connections and keep the client's open, silent; new ones work at once."""
+        with self._lock:
+            doomed, self._links = self._links, {}
+            self._stranded.update(doomed)
+        for each in doomed.values():
+            if each is not None:
+                self._close(each)
 
     def restore(self) -> None:
-        """Undo `pause` and `cut`."""
+        """Undo `pause`, `cut` and `slow`. A stranded connection stays as it is."""
         if self._listener.fileno() == -1:
             self._listener = self._listen(self.port)
+        self._delay_s = 0.0
         self._to_server.set()
         self._to_client.set()
 
@@ -80,7 +101,7 @@ class TcpProxy:
         with self._lock:
             refused = listener.fileno() == -1  # accepted in the very instant of a cut: nobody would close it any more
             if not refused:
-                self._sockets.append(client)
+                self._links[client] = None
         if refused:
             self._close(client)
             return
@@ -89,23 +110,41 @@ class TcpProxy:
             server = socket.create_connection(self._target)
         except OSError:
             self._close(client)
+            self._forget(client)
             return
         with self._lock:
-            self._sockets.append(server)
-            dropped = client not in self._sockets
+            dropped = client not in self._links
+            if not dropped:
+                self._links[client] = server
         if dropped:
             self._close(server)
-        threading.Thread(target=self._pump, args=(client, server, self._to_server), daemon=True).start()
-        threading.Thread(target=self._pump, args=(server, client, self._to_client), daemon=True).start()
+            return
+        answers = threading.Thread(target=self._pump, args=(server, client, client, self._to_client), daemon=True)
+        answers.start()
+        self._pump(client, server, client, self._to_server)
+        answers.join()
+        if self._forget(client):
+            self._close(client)
+            self._close(server)
 
-    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket, gate: threading.Event) -> None:
         with contextlib.suppress(OSError):  # drop() closed one of them
             while data := source.recv(65536):
+                if self._delay_s:
+                    time.sleep(self._delay_s)
                 gate.wait()
                 sink.sendall(data)
         gate.wait()  # the end of the stream is held back too: a partition hides it
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
+        if client not in self._stranded:
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)
+
+    def _forget(self, client: socket.socket) -> bool:
+        """Whether the connection was still one of ours, neither dropped nor stranded."""
+        with self._lock:
+            there = client in self._links
+            self._links.pop(client, None)
+        return there
 
     def _close(self, doomed: socket.socket) -> None:
         with contextlib.suppress(OSError):

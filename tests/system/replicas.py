@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,22 +45,32 @@ def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
 class Replica:
     """A process of `dispatcher run`."""
 
-    def __init__(self, dsn: str, folder: Path, number: int, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        folder: Path,
+        number: int,
+        settings: dict[str, str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        module: str = "dispatcher",
+    ) -> None:
         self.metrics_port = _free_port()
         self.log_file = folder / f"replica-{number}.log"
+        more = environment or {}
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
         settings = {"executors": "tests.system.fault_jobs"} | TIMINGS | settings
         environment |= {f"DISPATCHER_{name.upper()}": value for name, value in settings.items()}
-        environment |= {
+        environment |= more | {
             "DISPATCHER_DSN": dsn,
             "DISPATCHER_METRICS_PORT": str(self.metrics_port),
             "DISPATCHER_LOG_FORMAT": "json",
             "RUNTIME_DIRECTORY": str(folder / "run"),
-            "TEST_EVENTS": str(folder / "events"),
+            "TEST_EVENTS": more.get("TEST_EVENTS", str(folder / "events")),
         }
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dispatcher", "run"],
+                [sys.executable, "-m", module, "run"],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

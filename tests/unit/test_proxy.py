@@ -125,3 +125,36 @@ def test_cut_of_a_paused_proxy_wakes_both_sides(proxy: TcpProxy) -> None:
         proxy.restore()
     with connect(proxy) as client:
         assert_echo(client)
+
+
+def test_slow_delays_each_piece_of_data(proxy: TcpProxy) -> None:
+    with connect(proxy) as client:
+        assert_echo(client)
+        proxy.slow(SILENCE_S)
+        client.sendall(b"late")
+        assert_silent(client)
+        client.settimeout(5)
+        assert client.recv(4096) == b"late"
+        proxy.restore()
+        assert_echo(client)
+
+
+def test_a_stranded_client_sees_nothing_of_it_and_new_connections_work() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, TcpProxy(*listener.getsockname()) as proxy:
+        with connect(proxy) as client:
+            client.sendall(b"hello")
+            server, _ = listener.accept()
+            server.settimeout(5)
+            with server:
+                assert server.recv(4096) == b"hello"
+                proxy.strand()
+                assert server.recv(4096) == b"", "its side was closed"
+                client.sendall(b"nobody reads this")
+                assert_silent(client)
+                proxy.restore()
+                assert_silent(client)
+        with connect(proxy) as client:
+            client.sendall(b"hello")
+            server, _ = listener.accept()
+            with server:
+                assert server.recv(4096) == b"hello"

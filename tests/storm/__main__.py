@@ -1,0 +1,56 @@
+"""One storm from the command line: `make storm SEED=n MINUTES=m`. Exit status 0 if every promise was kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.storm.storm import Report, run
+
+
+def main() -> int:
+    """Runs it and tells what was seen."""
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule of faults and of the work")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults come")
+    parser.add_argument("--keep", type=Path, help="where logs and events stay; else they are kept after a failure only")
+    parser.add_argument("--json", action="store_true", help="the figures as a line of JSON")
+    parser.add_argument("--quiet", action="store_true", help="do not tell of each fault")
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s", stream=sys.stderr
+    )
+    folder = options.keep or Path(tempfile.mkdtemp(prefix=f"storm-{options.seed}-", dir="/tmp"))
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    report = run(options.seed, options.minutes * 60, folder)
+    tell(report, time.monotonic() - began, as_json=options.json)
+    if report.breaches:
+        print(f"Logs, events and what the database had: {folder}", file=sys.stderr)
+        return 1
+    if options.keep is None:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        folder.rmdir()
+    return 0
+
+
+def tell(report: Report, took_s: float, *, as_json: bool) -> None:
+    """The figures, and each breach on a line of its own."""
+    if as_json:
+        print(json.dumps({"seconds": round(took_s), **report.figures, "breaches": report.breaches}))
+        return
+    for name, value in report.figures.items():
+        print(f"{name.replace('_', ' '):>24}  {value}")
+    for breach in report.breaches:
+        print(f"BREACH  {breach}")
+    print(f"{'every promise was kept' if not report.breaches else f'{len(report.breaches)} breaches'}, {took_s:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

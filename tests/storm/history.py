@@ -1,0 +1,137 @@
+"""What happened in a storm, in memory: what executors wrote, what was committed, what the database has.
+
+Nothing here is a guess. That an attempt ran at an instant is known only between two lines that it wrote: its start and
+the last one. One that was killed has no end; it may have run a little longer than its last line says.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from tests.events import Event
+
+FINAL = frozenset(("succeeded", "partial", "failed", "canceled"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One execution of a job, seen from outside: seconds on the host's monotonic clock."""
+
+    job: int
+    attempt: int
+    pid: int
+    start: float
+    last: float
+    """When it was last known to run."""
+    how: str | None
+    """How it ended by its own account, None if it never said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A job's row at the end."""
+
+    id: int
+    type: str
+    tenant: str | None
+    state: str
+    attempt: int
+    unique_key: str | None
+    parent_id: int | None
+    run_at: datetime | None
+    payload: dict[str, Any]
+    result: Any
+    errors: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a job's state or attempt, written by a trigger in the same transaction; `before` None: enqueued."""
+
+    number: int
+    job: int
+    before: str | None
+    after: str
+    attempt: int
+    at: datetime
+    """The database's clock while the statement ran, before its commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch at the end."""
+
+    id: int
+    state: str
+    total: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may run at once, and start in a second."""
+
+    overall: int
+    types: dict[str, int] = field(default_factory=dict)
+    tenants: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Starts a second, and how many at once, by type."""
+
+
+@dataclass(frozen=True)
+class History:
+    """All that the checker looks at."""
+
+    events: Sequence[Event]
+    rows: dict[int, Row]
+    changes: Sequence[Change]
+    limits: Limits
+    committed: frozenset[int] = frozenset()
+    """Jobs whose enqueueing was answered."""
+    canceled: frozenset[int] = frozenset()
+    """Jobs that somebody tried to cancel."""
+    retried: dict[int, int] = field(default_factory=dict)
+    """How often somebody tried to retry a job that had ended."""
+    effects: Sequence[tuple[int, int]] = ()
+    """(job, attempt) of each row that a job wrote together with its outcome."""
+    batches: Sequence[BatchRow] = ()
+    due: dict[str, Sequence[datetime]] = field(default_factory=dict)
+    """Each due time of a schedule that is to be made good in full."""
+
+    @cached_property
+    def attempts(self) -> dict[int, list[Attempt]]:
+        """Of each job, by start."""
+        return attempts_of(self.events)
+
+    @cached_property
+    def changes_of(self) -> dict[int, list[Change]]:
+        """Of each job, in the order in which they were made."""
+        grouped: dict[int, list[Change]] = defaultdict(list)
+        for change in sorted(self.changes, key=lambda change: change.number):
+            grouped[change.job].append(change)
+        return grouped
+
+
+def attempts_of(events: Iterable[Event]) -> dict[int, list[Attempt]]:
+    """The attempts that the events tell of. A second start of the same attempt is an attempt of its own."""
+    open_: dict[tuple[int, int, int], list[Event]] = {}
+    finished: list[list[Event]] = []
+    for event in events:
+        key = (event.job, event.attempt, event.pid)
+        if event.what == "start" and key in open_:
+            finished.append(open_.pop(key))
+        open_.setdefault(key, []).append(event)
+    grouped: dict[int, list[Attempt]] = defaultdict(list)
+    for lines in (*finished, *open_.values()):
+        first, ended = lines[0], [line for line in lines if line.what == "end"]
+        last = max(line.t for line in lines)
+        how = ended[-1].why if ended else None
+        grouped[first.job].append(Attempt(first.job, first.attempt, first.pid, first.t, last, how))
+    for attempts in grouped.values():
+        attempts.sort(key=lambda attempt: attempt.start)
+    return grouped

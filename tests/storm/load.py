@@ -1,0 +1,163 @@
+"""Who enqueues, cancels and retries during a storm: a seeded stream of operations, and what of it was committed.
+
+Each enqueue is a transaction of its own. Where its answer is lost nobody knows whether it was committed: then it is
+not among `committed`, and the checker finds it by its payload if it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import Counter
+from typing import Any
+
+import psycopg
+
+PAUSE_S = 0.05  # between two operations, on average
+RECONNECT_S = 0.1
+RETRY_DELAY_S = 2.0  # who cancels or retries takes a job of the last operations
+TENANTS = ("ada", "bob", "eve")
+KEYS = ("one", "two", "three")
+SCHEDULES = (("every-all", "all"), ("every-one", "one"), ("every-skip", "skip"))
+
+
+class Load:
+    """A thread of operations until `stop()`."""
+
+    def __init__(self, dsn: str, seed: int) -> None:
+        self._dsn = dsn
+        self._rng = random.Random(f"load {seed}")
+        self._stop = threading.Event()
+        self._conn: psycopg.Connection | None = None
+        self._number = 0
+        self._plain: list[int] = []  # may be canceled or retried
+        self.committed: set[int] = set()
+        self.canceled: set[int] = set()
+        self.retried: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+
+    def start(self) -> None:
+        """Adds the schedules and begins."""
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            for name, catch_up in SCHEDULES:
+                conn.execute(
+                    "select dispatcher.add_schedule(%s, '* * * * *', 'tick', %s, %s)",
+                    [name, json.dumps({"schedule": name}), json.dumps({"catch_up": catch_up})],
+                )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it, and the schedules."""
+        self._stop.set()
+        self._thread.join(30)
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            for name, _ in SCHEDULES:
+                conn.execute("select dispatcher.remove_schedule(%s)", [name])
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._step()
+                except psycopg.OperationalError as exc:  # the server is away, or had to refuse
+                    self.refused[type(exc).__name__] += 1
+                    self._conn = None
+                    self._stop.wait(RECONNECT_S)
+                self._stop.wait(self._rng.expovariate(1 / PAUSE_S))
+        except BaseException as exc:
+            self.failure = exc
+
+    def _step(self) -> None:
+        operations = (self._one, self._many, self._chain, self._batch, self._unique, self._cancel, self._retry)
+        [operation] = self._rng.choices(operations, (30, 4, 3, 1, 4, 3, 2))
+        operation()
+
+    def _one(self) -> None:
+        type, payload, options = self._draw()
+        self._plain += self._enqueue("select dispatcher.enqueue(%s, %s, %s)", type, payload, options)
+
+    def _many(self) -> None:
+        payloads = [self._numbered({}) for _ in range(self._rng.randrange(2, 30))]
+        self._enqueue("select dispatcher.enqueue_many(%s, %s::jsonb[], %s)", "quick", payloads, {})
+
+    def _chain(self) -> None:
+        """Three jobs, each after the one before; the middle one may fail."""
+        first_type = self._rng.choice(("quick", "sleeper", "limited", "flaky", "effect"))
+        [first] = self._enqueue("select dispatcher.enqueue(%s, %s, %s)", first_type, self._payload(first_type), {})
+        way = self._rng.choice(("fail", "partial", "raise"))
+        [second] = self._enqueue_after([first], "doomed", {"way": way}, "cancel")
+        self._enqueue_after([first, second], "quick", {}, self._rng.choice(("run", "cancel")))
+
+    def _enqueue_after(self, after: list[int], type: str, payload: dict[str, Any], on_failure: str) -> list[int]:
+        options = {"after": after, "on_failure": on_failure}
+        payload = self._numbered(payload | options)
+        return self._enqueue("select dispatcher.enqueue(%s, %s, %s)", type, payload, options)
+
+    def _batch(self) -> None:
+        name = self._number
+        type = self._rng.choice(("sleeper", "limited", "doomed", "flaky"))
+        payloads = [self._payload(type) | {"batch": name} for _ in range(self._rng.randrange(1, 15))]
+        options = {"callback": {"type": "callback", "payload": self._numbered({"callback_of": name})}}
+        [id] = self._enqueue("select dispatcher.enqueue_batch(%s, %s::jsonb[], %s)", type, payloads, options)
+        if self._rng.random() < 0.1:
+            self.canceled.add(id)
+            self._execute("select dispatcher.cancel(%s)", id)
+
+    def _unique(self) -> None:
+        options = {"unique_key": self._rng.choice(KEYS)}
+        self._enqueue("select dispatcher.enqueue(%s, %s, %s)", "sleeper", self._payload("sleeper"), options)
+
+    def _cancel(self) -> None:
+        if self._plain:
+            id = self._rng.choice(self._plain[-50:])
+            self.canceled.add(id)
+            self._execute("select dispatcher.cancel(%s)", id)
+
+    def _retry(self) -> None:
+        """Of a job that has ended otherwise than well: what has succeeded cannot be retried."""
+        if self._plain:
+            id = self._rng.choice(self._plain[-200:])
+            self.retried[id] += 1
+            try:
+                self._execute("select dispatcher.retry(%s)", id)
+            except psycopg.errors.DatabaseError as exc:
+                if exc.sqlstate != "DJ006":
+                    raise
+
+    def _draw(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        types = {"quick": 6, "sleeper": 6, "stubborn": 2, "limited": 4, "shared": 6, "rated": 4, "flaky": 3}
+        types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3}
+        [type] = self._rng.choices(list(types), list(types.values()))
+        options: dict[str, Any] = {"priority": self._rng.choice((0, 0, 0, -1, 1))}
+        if type == "shared":
+            options["tenant"] = self._rng.choice(TENANTS)
+        if self._rng.random() < 0.15:
+            options["delay"] = round(self._rng.uniform(0.05, 3.0), 2)
+        return type, self._payload(type), options
+
+    def _payload(self, type: str) -> dict[str, Any]:
+        seconds = round(min(self._rng.expovariate(1 / 0.12), 3.0), 3)
+        more: dict[str, Any] = {"times": self._rng.randrange(5)} if type == "flaky" else {}
+        if type == "doomed":
+            more = {"way": self._rng.choice(("fail", "raise", "cancel", "partial"))}
+        return self._numbered({"seconds": seconds} | more)
+
+    def _numbered(self, payload: dict[str, Any]) -> dict[str, Any]:
+        self._number += 1
+        return payload | {"n": self._number}
+
+    def _enqueue(self, statement: str, type: str, payload: Any, options: dict[str, Any]) -> list[int]:
+        what = [json.dumps(each) for each in payload] if isinstance(payload, list) else json.dumps(payload)
+        ids = self._execute(statement, type, what, json.dumps(options))
+        self.committed.update(ids)
+        return ids
+
+    def _execute(self, statement: str, *params: Any) -> list[Any]:
+        if self._conn is None or self._conn.closed:
+            self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+        return [value for (value,) in self._conn.execute(statement.encode(), params)]

@@ -1,0 +1,73 @@
+"""What the database has in the end, and the trigger that writes down each change on the way there."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import psycopg
+from psycopg.rows import class_row, dict_row
+
+from tests.storm.history import BatchRow, Change, Row
+
+SCHEMA = """
+create schema storm;
+create table storm.effect (job bigint not null, attempt integer not null);
+create table storm.change (
+    number bigint generated always as identity, job bigint not null, before text, after text not null,
+    attempt integer not null, at timestamptz not null);
+create function storm.note_change() returns trigger language plpgsql as $$
+begin
+    insert into storm.change (job, before, after, attempt, at)
+    values (new.id, case when tg_op = 'UPDATE' then old.state end, new.state, new.attempt, clock_timestamp());
+    return null;
+end $$;
+create trigger storm_insert after insert on dispatcher.job for each row execute function storm.note_change();
+create trigger storm_update after update on dispatcher.job for each row
+    when (old.state is distinct from new.state or old.attempt is distinct from new.attempt)
+    execute function storm.note_change();
+"""
+
+
+def prepare(conn: psycopg.Connection) -> None:
+    """Makes the storm's own tables and triggers, with the role that owns the dispatcher's."""
+    conn.execute(SCHEMA.encode())
+
+
+def read_rows(conn: psycopg.Connection) -> dict[int, Row]:
+    """Every job."""
+    with conn.cursor(row_factory=class_row(Row)) as cursor:
+        cursor.execute("""
+            select id, type, tenant, state, attempt, unique_key, parent_id, run_at, payload, result,
+                   coalesce(errors, '[]') as errors
+            from dispatcher.jobs""")
+        return {row.id: row for row in cursor}
+
+
+def read_changes(conn: psycopg.Connection) -> list[Change]:
+    """Every change of a job's state or attempt."""
+    with conn.cursor(row_factory=class_row(Change)) as cursor:
+        return cursor.execute(
+            "select number, job, before, after, attempt, at from storm.change order by number"
+        ).fetchall()
+
+
+def read_effects(conn: psycopg.Connection) -> list[tuple[int, int]]:
+    """What jobs wrote in the transaction of their outcome."""
+    return [(job, attempt) for job, attempt in conn.execute("select job, attempt from storm.effect")]
+
+
+def read_batches(conn: psycopg.Connection) -> list[BatchRow]:
+    """Every batch with its counts."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("select id, state, total, succeeded, partial, failed, canceled from dispatcher.batches")
+        return [BatchRow(row.pop("id"), row.pop("state"), row.pop("total"), row) for row in cursor]
+
+
+def read_due(conn: psycopg.Connection, schedule: str) -> list[datetime]:
+    """The due times of an every-minute schedule from its first to its last."""
+    [(first, last)] = conn.execute(
+        "select min(run_at), max(run_at) from dispatcher.jobs where payload ->> 'schedule' = %s", [schedule]
+    ).fetchall()
+    if first is None:
+        return []
+    return [first + timedelta(minutes=n) for n in range(round((last - first) / timedelta(minutes=1)) + 1)]

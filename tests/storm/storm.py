@@ -1,0 +1,180 @@
+"""One storm from its beginning to the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import conninfo
+
+from dispatcher import migrate
+from dispatcher.embedded import EmbeddedPostgres
+from tests import servers
+from tests.events import read_events
+from tests.storm import jobs, rows
+from tests.storm.checker import check
+from tests.storm.clock import Clock
+from tests.storm.faults import Faults
+from tests.storm.history import FINAL, History
+from tests.storm.load import Load
+from tests.storm.places import Places
+from tests.storm.plan import ORPHAN_AFTER_S, Fault, plan
+from tests.system.replicas import until
+
+log = logging.getLogger("storm")
+
+OPTIONS = {"max_connections": "70", "shared_buffers": "64MB", "log_min_messages": "warning"}
+DATABASE = "storm"
+CALM_S = 60.0  # by when everything must have ended once the faults are over
+STOP_S = 20.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What a storm came to."""
+
+    figures: dict[str, object]
+    breaches: list[str]
+
+
+def run(seed: int, duration_s: float, folder: Path) -> Report:
+    """Faults for so many seconds, then calm until all jobs have ended, then the verdict."""
+    faults = plan(seed, duration_s)
+    clock = Clock(folder)
+    with EmbeddedPostgres(bindir=servers.binaries(), options=OPTIONS, tcp=True) as server:
+        servers.add_role(server)
+        dsn = servers.role_dsn(server, servers.add_database(server, name=DATABASE))
+        migrate.migrate(dsn)
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            rows.prepare(conn)
+        tcp = conninfo.make_conninfo(server.tcp_dsn, user=servers.ROLE, password=servers.PASSWORD, dbname=DATABASE)
+        with _places(tcp, folder, clock.environment) as places:
+            until(lambda: _published(dsn), "the types are known")
+            load = Load(dsn, seed)
+            load.start()
+            maker = Faults(server=server, dsn=dsn, places=places, folder=folder, clock=clock)
+            try:
+                _weather(faults, duration_s, maker)
+            finally:
+                maker.end_all()
+                load.stop()
+            calm_s = _until_all_have_ended(dsn)
+            statuses = places.terminate(STOP_S)
+            history = _history(dsn, folder, load)
+            figures = _figures(history, faults, places, dsn) | {
+                "calm_s": round(calm_s, 1),
+                "refused": dict(load.refused),
+            }
+            breaches = check(history)
+            breaches += [f"a replica ended with status {status} at the end" for status in statuses if status]
+            breaches += list(_strange_lines(places.logs()))
+        if breaches:
+            _keep(folder, history)
+    return Report(figures, breaches)
+
+
+@contextmanager
+def _places(dsn: str, folder: Path, environment: dict[str, str]) -> Iterator[Places]:
+    places = Places(dsn, folder, environment)
+    try:
+        yield places
+    finally:
+        places.close()
+
+
+def _published(dsn: str) -> bool:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return bool(conn.execute("select 1 from dispatcher.type where name = 'callback'").fetchall())
+
+
+def _weather(faults: list[Fault], duration_s: float, maker: Faults) -> None:
+    began = time.monotonic()
+    steps = sorted(
+        [(fault.at_s, 1, fault) for fault in faults] + [(fault.until_s, 0, fault) for fault in faults if fault.lasts_s],
+        key=lambda step: step[:2],
+    )
+    for at_s, begins, fault in steps:
+        time.sleep(max(0.0, began + at_s - time.monotonic()))  # the plan is by time
+        if begins:
+            log.info("%s", fault)
+            maker.begin(fault)
+        else:
+            maker.end(fault)
+    time.sleep(max(0.0, began + duration_s - time.monotonic()))
+
+
+def _until_all_have_ended(dsn: str) -> float:
+    """How long that took; after CALM_S the checker will tell what has not."""
+    began = time.monotonic()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while time.monotonic() - began < CALM_S + ORPHAN_AFTER_S:
+            query = "select 1 from dispatcher.job where state <> all(%s) limit 1"
+            if not conn.execute(query, [list(FINAL)]).fetchall():
+                break
+            time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def _history(dsn: str, folder: Path, load: Load) -> History:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return History(
+            events=read_events(folder / "events"),
+            rows=rows.read_rows(conn),
+            changes=rows.read_changes(conn),
+            limits=jobs.LIMITS,
+            committed=frozenset(load.committed),
+            canceled=frozenset(load.canceled),
+            retried=dict(load.retried),
+            effects=rows.read_effects(conn),
+            batches=rows.read_batches(conn),
+            due={"every-all": rows.read_due(conn, "every-all")},
+        )
+
+
+def _figures(history: History, faults: list[Fault], places: Places, dsn: str) -> dict[str, object]:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        [(terms,)] = conn.execute("select term from dispatcher.lease where name = 'default'").fetchall()
+    attempts = sum(map(len, history.attempts.values()))
+    errors = Counter(error["kind"] for row in history.rows.values() for error in row.errors)
+    return {
+        "jobs": len(history.rows),
+        "attempts": attempts,
+        "states": dict(Counter(row.state for row in history.rows.values()).most_common()),
+        "errors": dict(errors.most_common()),
+        "faults": len(faults),
+        "kinds": dict(Counter(fault.kind for fault in faults).most_common()),
+        "terms": terms,
+        "replicas_ended": dict(places.statuses().most_common()),
+    }
+
+
+def _strange_lines(logs: list[Path]) -> Iterator[str]:
+    """What a replica should never write: a line that is no event, as of a traceback, or an exception with its trace."""
+    seen: Counter[str] = Counter()
+    for file in logs:
+        for line in file.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"event": line, "level": "raw"}
+            if entry["level"] in ("raw", "critical") or "exception" in entry or "trace" in entry:
+                seen[f"{entry['event'][:200]} {str(entry.get('exception', ''))[-300:]}"] += 1
+    for line, times in seen.items():
+        yield f"a replica wrote, {times} times: {line}"
+
+
+def _keep(folder: Path, history: History) -> None:
+    """What is needed to look into a breach once the database is gone."""
+    with (folder / "rows").open("w") as out:
+        for row in history.rows.values():
+            out.write(json.dumps(dataclasses.asdict(row), default=str) + "\n")
+    with (folder / "changes").open("w") as out:
+        for change in history.changes:
+            out.write(json.dumps(dataclasses.asdict(change), default=str) + "\n")
