@@ -19,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system bench bench-peers bench-growth format build clean
+.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -75,6 +75,10 @@ test: $(READY)  ## all tests except those that boot systemd
 
 test-system: $(READY)  ## real processes, faults and a booted systemd (as root)
 	@$(BIN)/python -m pytest tests/system $(ARGS)
+
+# The same seed repeats the faults, at the same times; what they meet is up to the machine.
+storm: $(READY)  ## replicas under a seeded storm of faults, and whether every promise is kept: SEED=1 MINUTES=1
+	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --minutes $(or $(MINUTES),1) $(ARGS)
 
 bench: $(READY)  ## measure throughput and latency
 	@$(BIN)/python -m tests.bench $(ARGS)

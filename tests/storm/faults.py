@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import conninfo
@@ -28,6 +29,9 @@ LEADER_PID = """
 select r.pid from dispatcher.lease t join dispatcher.replica r on r.id = t.holder
 join pg_locks l on l.pid = r.backend_pid and l.locktype = 'advisory' and l.granted
      and l.classid = dispatcher.lease_lock()::oid and l.objid = t.number::oid limit 1"""
+BACKENDS = """
+select pid from pg_stat_activity
+where application_name like 'dispatcher %%' and application_name like %s order by pid"""
 END_SESSIONS = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity
 where application_name like 'dispatcher %%' and application_name like %s"""
@@ -70,7 +74,7 @@ class Faults:
         rows = self._ask(LEADER_PID)
         return int(rows[0][0]) if rows else None
 
-    def _ask(self, query: str, *params: object) -> list[tuple[object, ...]]:
+    def _ask(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """As the superuser, for whom some connections are kept; nothing where the server is away."""
         with contextlib.suppress(psycopg.OperationalError):
             dsn = conninfo.make_conninfo(self._dsn, user="postgres", connect_timeout=2)
@@ -110,6 +114,22 @@ class Faults:
     def _end_sessions(self, fault: Fault, _place: Place) -> None:
         kind = SESSIONS[fault.detail % len(SESSIONS)]
         self._ask(END_SESSIONS, f"%{kind}%")
+
+    def _backend_stopped(self, fault: Fault, _place: Place) -> Undo | None:
+        """The server's own process for one session stands still: neither its time-outs nor pg_terminate_backend help."""
+        kind = SESSIONS[fault.detail % len(SESSIONS)]
+        backends = [int(pid) for (pid,) in self._ask(BACKENDS, f"%{kind}%")]
+        if not backends:
+            return None
+        pid = backends[fault.detail % len(backends)]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+
+        def go_on() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+        return go_on
 
     def _postgres_kill(self, _fault: Fault, _place: Place) -> Undo:
         self._server.kill()

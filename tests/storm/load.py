@@ -69,7 +69,7 @@ class Load:
                     self._conn = None
                     self._stop.wait(RECONNECT_S)
                 self._stop.wait(self._rng.expovariate(1 / PAUSE_S))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 # told by whoever stops it
             self.failure = exc
 
     def _step(self) -> None:

@@ -30,6 +30,7 @@ SESSIONS = (
     "",
 )
 FIRST_S = 2.0  # the replicas have started by then
+GAP_S = (0.1, 3.0)
 CALM_S = 4.0  # at the end of the plan, so that the last fault too has been gone through
 
 
@@ -65,6 +66,7 @@ KINDS = (
     Kind("network_mute", 2, (0.3, 1.5 * ORPHAN_AFTER_S), excludes="network"),
     Kind("network_half_open", 3, excludes="network"),
     Kind("network_slow", 2, (2.0, 6.0), excludes="network"),
+    Kind("backend_stopped", 2, (0.5, 3 * LEASE_S), place=False),
     Kind("connections_exhausted", 2, (1.0, 5.0), place=False, excludes="server"),
     Kind("clock_stepped", 2, (2.0, 10.0), place=False, excludes="clock"),
     Kind("rows_locked", 3, (0.5, 4.0), place=False),
@@ -100,19 +102,23 @@ def plan(seed: int, duration_s: float) -> Sequence[Fault]:
     """The faults of a storm, in the order of their begin; all are over CALM_S before its end."""
     rng = random.Random(seed)
     faults: list[Fault] = []
-    busy: dict[tuple[str, int], float] = {}
+    busy: dict[tuple[str, int | None], float] = {}
     at_s = FIRST_S
     while True:
-        at_s += rng.uniform(0.2, 4.0)
+        at_s += rng.uniform(*GAP_S)
         [kind] = rng.choices(KINDS, [kind.weight for kind in KINDS])
         place = (LEADER if rng.random() < 0.5 else rng.randrange(PLACES)) if kind.place else None
         lasts_s, detail = rng.uniform(*kind.lasts_s), rng.randrange(1000)
         if at_s + lasts_s > duration_s - CALM_S:
             return faults
-        keys = (
-            [(kind.excludes, each) for each in (range(PLACES) if place == LEADER else [place])] if kind.excludes else []
-        )
+        keys = _keys(kind, place)
         if any(busy.get(key, 0.0) > at_s for key in keys):
             continue
         busy |= dict.fromkeys(keys, at_s + lasts_s + 0.2)
         faults.append(Fault(len(faults), round(at_s, 3), round(lasts_s, 3), kind.name, place, detail))
+
+
+def _keys(kind: Kind, place: int | None) -> list[tuple[str, int | None]]:
+    """What nothing else of its sort may touch meanwhile: any place may be the leader's."""
+    places = range(PLACES) if place == LEADER else [place]
+    return [(kind.excludes, each) for each in places] if kind.excludes else []

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _published(dsn: str) -> bool:
         return bool(conn.execute("select 1 from dispatcher.type where name = 'callback'").fetchall())
 
 
-def _weather(faults: list[Fault], duration_s: float, maker: Faults) -> None:
+def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> None:
     began = time.monotonic()
     steps = sorted(
         [(fault.at_s, 1, fault) for fault in faults] + [(fault.until_s, 0, fault) for fault in faults if fault.lasts_s],
@@ -138,7 +138,7 @@ def _history(dsn: str, folder: Path, load: Load) -> History:
         )
 
 
-def _figures(history: History, faults: list[Fault], places: Places, dsn: str) -> dict[str, object]:
+def _figures(history: History, faults: Sequence[Fault], places: Places, dsn: str) -> dict[str, object]:
     with psycopg.connect(dsn, autocommit=True) as conn:
         [(terms,)] = conn.execute("select term from dispatcher.lease where name = 'default'").fetchall()
     attempts = sum(map(len, history.attempts.values()))
@@ -160,6 +160,8 @@ def _strange_lines(logs: list[Path]) -> Iterator[str]:
     seen: Counter[str] = Counter()
     for file in logs:
         for line in file.read_text(errors="replace").splitlines():
+            if line.startswith("Error: "):  # what ended it, for a person: the server was away as it started
+                continue
             try:
                 entry = json.loads(line)
             except ValueError:

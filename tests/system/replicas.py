@@ -57,7 +57,7 @@ class Replica:
     ) -> None:
         self.metrics_port = _free_port()
         self.log_file = folder / f"replica-{number}.log"
-        more = environment or {}
+        more = dict(environment or {})
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
         settings = {"executors": "tests.system.fault_jobs"} | TIMINGS | settings
         environment |= {f"DISPATCHER_{name.upper()}": value for name, value in settings.items()}
