@@ -116,7 +116,7 @@ class Faults:
         self._ask(END_SESSIONS, f"%{kind}%")
 
     def _backend_stopped(self, fault: Fault, _place: Place) -> Undo | None:
-        """The server's own process for one session stands still: neither its time-outs nor pg_terminate_backend help."""
+        """The server's process for one session stands still: neither its time-outs nor pg_terminate_backend help."""
         kind = SESSIONS[fault.detail % len(SESSIONS)]
         backends = [int(pid) for (pid,) in self._ask(BACKENDS, f"%{kind}%")]
         if not backends:
