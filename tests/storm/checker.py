@@ -147,6 +147,7 @@ def rates_hold(h: History) -> Iterator[str]:
 
 def what_is_recorded_is_what_was_done(h: History) -> Iterator[str]:
     """Each recorded end of an attempt is the one that the attempt itself told; the row's result is the last one's."""
+    effects = frozenset(h.effects)
     told = {(a.job, a.attempt): a.how for attempts in h.attempts.values() for a in attempts}
     for job, changes in h.changes_of.items():
         row = h.rows.get(job)
@@ -157,6 +158,8 @@ def what_is_recorded_is_what_was_done(h: History) -> Iterator[str]:
             if one.after != "running" or two.after == "running" or two.attempt in crashed:
                 continue
             how = told.get((job, two.attempt))
+            if (job, two.attempt) in effects and two.after == "succeeded":
+                continue  # it recorded that itself, and had no time to tell
             if how is None and two.after in ("succeeded", "partial", "failed"):
                 yield f"job {job} ({row.type}) became {two.after}, and attempt {two.attempt} told of no end"
             elif how is not None and how not in ENDS[two.after]:

@@ -225,6 +225,13 @@ def test_a_success_that_no_attempt_told_of(forge: Forge) -> None:
     assert_only(forge, "what_is_recorded_is_what_was_done", "told of no end")
 
 
+def test_a_job_killed_after_it_had_completed_itself_is_no_breach(forge: Forge) -> None:
+    forge.job(1, 1.0, 2.0, type="effect")
+    forge.events.pop()
+    forge.facts["effects"] = [(1, 1)]
+    assert forge.breaches() == []
+
+
 def test_an_end_other_than_the_attempts_own(forge: Forge) -> None:
     forge.job(1, 1.0, 2.0, "failed", how="return")
     assert_only(forge, "what_is_recorded_is_what_was_done", "ended by return")
