@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -145,16 +146,17 @@ def _history(dsn: str, folder: Path, load: Load) -> History:
 def _figures(history: History, faults: Sequence[Fault], places: Places, dsn: str) -> dict[str, object]:
     with psycopg.connect(dsn, autocommit=True) as conn:
         [(terms,)] = conn.execute("select term from dispatcher.lease where name = 'default'").fetchall()
-    attempts = sum(map(len, history.attempts.values()))
+    starts = sorted(attempt.start for attempts in history.attempts.values() for attempt in attempts)
     errors = Counter(error["kind"] for row in history.rows.values() for error in row.errors)
     return {
         "jobs": len(history.rows),
-        "attempts": attempts,
+        "attempts": len(starts),
         "states": dict(Counter(row.state for row in history.rows.values()).most_common()),
         "errors": dict(errors.most_common()),
         "faults": len(faults),
         "kinds": dict(Counter(fault.kind for fault in faults).most_common()),
         "terms": terms,
+        "longest_time_without_a_start_s": round(max(two - one for one, two in itertools.pairwise(starts)), 1),
         "replicas_ended": dict(places.statuses().most_common()),
     }
 
