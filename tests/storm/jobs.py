@@ -19,8 +19,8 @@ from tests.storm.history import Limits
 BEAT_S = 0.05
 SOON = Backoff(initial_s=0.05, factor=1.5, maximum_s=0.5)
 OFTEN = 1000  # crashes count as failures, and a storm has many
-LIMITS = Limits(overall=10, types={"limited": 3, "compute": 1}, tenants={"shared": 2}, rates={"rated": (8.0, 4)})
-THREADS = 8
+LIMITS = Limits(overall=14, types={"limited": 3, "compute": 1}, tenants={"shared": 2}, rates={"rated": (8.0, 4)})
+THREADS = 10
 
 Work = Callable[[Job, Context], Any]
 
@@ -71,6 +71,13 @@ def quick(job: Job, ctx: Context) -> None:
 @told
 def sleeper(job: Job, ctx: Context) -> None:
     """Some time."""
+    nap(job, ctx)
+
+
+@executor("long", max_attempts=OFTEN, backoff=SOON)
+@told
+def long(job: Job, ctx: Context) -> None:
+    """A long time, so that it runs while its replica is cut off."""
     nap(job, ctx)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 
+from tests.storm.plan import ORPHAN_AFTER_S
+
 PAUSE_S = 0.05  # between two operations, on average
 RECONNECT_S = 0.1
 RETRY_DELAY_S = 2.0  # who cancels or retries takes a job of the last operations
@@ -130,7 +132,7 @@ class Load:
                     raise
 
     def _draw(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        types = {"quick": 6, "sleeper": 6, "stubborn": 2, "limited": 4, "shared": 6, "rated": 4, "flaky": 3}
+        types = {"quick": 6, "sleeper": 6, "long": 2, "stubborn": 2, "limited": 4, "shared": 6, "rated": 4, "flaky": 3}
         types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3}
         [type] = self._rng.choices(list(types), list(types.values()))
         options: dict[str, Any] = {"priority": self._rng.choice((0, 0, 0, -1, 1))}
@@ -142,6 +144,8 @@ class Load:
 
     def _payload(self, type: str) -> dict[str, Any]:
         seconds = round(min(self._rng.expovariate(1 / 0.12), 3.0), 3)
+        if type in ("long", "stubborn"):
+            seconds = round(self._rng.uniform(0.5, 2 * ORPHAN_AFTER_S), 3)
         more: dict[str, Any] = {"times": self._rng.randrange(5)} if type == "flaky" else {}
         if type == "doomed":
             more = {"way": self._rng.choice(("fail", "raise", "cancel", "partial"))}
