@@ -16,6 +16,7 @@ from dispatcher.errors import (
     GRANT_HINT,
     DatabaseUnavailable,
     DispatcherError,
+    InRecovery,
     SchemaError,
     SettingsError,
     UnsupportedServer,
@@ -138,7 +139,7 @@ def check_server(conn: Connection) -> None:
             "so give the dispatcher a DSN that leads straight to PostgreSQL"
         )
     if in_recovery:
-        raise UnsupportedServer("the server is a standby in recovery: give the dispatcher the primary's address")
+        raise InRecovery("the server is a standby in recovery: give the dispatcher the primary's address")
     if encoding == "SQL_ASCII":
         raise UnsupportedServer("the database has the encoding SQL_ASCII, which takes any bytes: use one with UTF8")
     if not has_schema:

@@ -284,7 +284,9 @@ class Heart:
             if execution.ctx is not None:
                 execution.ctx.cancel(CancelReason.LOST)
         if disowned:
-            log.warning("the database does not know of jobs that run here: they are to stop", extra={"jobs": len(disowned)})
+            log.warning(
+                "the database does not know of jobs that run here: they are to stop", extra={"jobs": len(disowned)}
+            )
         self._known = True
 
     def _runs_lost(self) -> bool:

@@ -56,6 +56,11 @@ class TcpProxy:
         for each in doomed:
             self._close(each)
 
+    def aim(self, port: int) -> None:
+        """Leads to another server of the same host from now on; connections to the old one are closed."""
+        self._target = (self._target[0], port)
+        self.drop()
+
     def restore(self) -> None:
         """Undo `pause` and `cut`."""
         if self._listener.fileno() == -1:

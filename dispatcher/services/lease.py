@@ -72,6 +72,7 @@ class Lease:
         self._stop = stop
         self._clock = clock
         self._pause_s = 0.0
+        self._said = ""  # why there is no session
         self._seen: tuple[statements.Holder, float] | None = None
         self._looks = 0
         self._last_beat = 0.0
@@ -147,6 +148,7 @@ class Lease:
         except psycopg.Error as exc:
             self._failed(exc)
             return True
+        self._said = ""
         self._pause_s = 0.0  # not before: a session that is lost again at once must not be opened in a tight loop
         self.trusted_from = sent
         if not known:
@@ -225,6 +227,7 @@ class Lease:
 
     def _failed(self, exc: Exception) -> None:
         self._metrics.db_errors.inc()
-        if self.conn is not None or self._pause_s <= 0.1:  # once, not at every try
-            log.warning("the lease session is lost: %s", first_line(exc))
+        said, self._said = self._said, first_line(exc)
+        if self.conn is not None or self._said != said:  # once, not at every try
+            log.warning("the lease session is lost: %s", self._said)
         self.drop()

@@ -1,18 +1,22 @@
 """PostgreSQL itself fails over: its primary is killed, and the standby promoted."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import conninfo
 
 from dispatcher import Client
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import DatabaseUnavailable
-from tests.standby import Pair, standby_of
-from tests.system.replicas import TIMINGS, Fleet, overlaps, until
+from tests.proxy import TcpProxy
+from tests.standby import Pair, port_of, standby_of
+from tests.system.replicas import TIMINGS, Fleet, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -132,3 +136,123 @@ def test_a_job_whose_claim_was_lost_is_stopped_before_it_is_given_out_again(
     assert [event.why for event in fleet.events("end")] == ["lost", ""]
     assert leader.alive
     assert standby.alive
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["of the leader", "of who only drains"])
+def test_a_job_that_does_not_heed_is_ended_with_its_process_before_its_lost_attempt_is_given_out_again(
+    fleet: Fleet, pair: Pair, postgres_dsn: str, leads: bool
+) -> None:
+    leader, other = fleet.start_pair()
+    id = enqueue_and_lose_the_claim(fleet, pair, "stubborn")
+    fleet.until_started([id], pid=leader.pid)
+    if not leads:
+        fleet.conn.execute("select pg_notify('dispatcher_replica_' || %s, 'resign ' || %s)", [leader.id, fleet.term()])
+        fleet.until_leads(other)
+    fail_over(fleet, pair, postgres_dsn)
+    assert leader.wait() == -signal.SIGKILL
+    died = time.monotonic()
+    [asked] = fleet.events("asked")
+    assert asked.why == "lost"
+    fleet.until_started([id], pid=other.pid)
+    fleet.gate().touch()
+    fleet.until_all([id])
+    assert not overlaps(fleet.events(), {leader.pid: died - 0.05})
+
+
+def test_a_job_whose_outcome_was_lost_runs_again_under_a_new_number(
+    fleet: Fleet, pair: Pair, postgres_dsn: str
+) -> None:
+    fleet.start_pair()
+    [id] = fleet.enqueue("hold", until=str(fleet.gate()))
+    fleet.until_started([id])
+    pair.until_streaming()
+    pair.link.pause()
+    fleet.gate().touch()
+    fleet.until_all([id])
+    fail_over(fleet, pair, postgres_dsn)
+    assert fleet.states([id])[id] in ("running", "pending"), "the outcome was lost"
+    until(lambda: [attempt for _, attempt in starts(fleet, id)] == [1, 2], "it runs again")
+    fleet.until_all([id])
+    assert not overlaps(fleet.events())
+
+
+# Two servers that take writes
+
+
+def test_a_former_primary_that_comes_back_is_not_led_on(fleet: Fleet, pair: Pair, postgres_dsn: str) -> None:
+    """It stands first in the DSN, and takes writes."""
+    replicas = fleet.start_pair()
+    pair.until_streaming()
+    fail_over(fleet, pair, postgres_dsn)
+    until(fleet.leader_pid, "one of them leads on the promoted server")
+    pair.primary.start()
+    for _ in range(3):
+        end_sessions(fleet.conn, "dispatcher %")
+        fleet.until_all(fleet.enqueue("quick", 3))
+    with psycopg.connect(postgres_dsn, autocommit=True) as former:
+        assert former.execute("select term from dispatcher.lease").fetchone() == (1,)
+        until(lambda: count_sessions(former, "dispatcher %") == 0, "nobody works there")
+    # Even where there is nobody else.
+    pair.standby.stop("immediate")
+    for replica in replicas:
+        until(lambda replica=replica: replica.said("it is a former primary"), "it says what it sees")
+    with psycopg.connect(postgres_dsn) as former:
+        assert former.execute("select term from dispatcher.lease").fetchone() == (1,)
+    assert all(replica.alive for replica in replicas)
+
+
+def test_a_replica_that_starts_finds_the_promoted_server_behind_a_former_primary(
+    fleet: Fleet, pair: Pair, postgres_dsn: str
+) -> None:
+    pair.until_streaming()
+    pair.promote()
+    fleet.reconnect(pair.standby_dsn(postgres_dsn))
+    fleet.start_leader()
+    fleet.until_all(fleet.enqueue("quick"))
+
+
+def test_a_replica_cut_off_with_the_former_primary_goes_over_to_the_promoted_one_once_it_can(
+    fleet: Fleet, pair: Pair, postgres_dsn: str
+) -> None:
+    """It alone still reaches the old primary, which nobody has stopped, and not the new one."""
+    with TcpProxy("127.0.0.1", port_of(pair.standby)) as way:
+        way.cut()
+        far = fleet.start_leader(dsn=pair.dsn(postgres_dsn, ports=(port_of(pair.primary), way.port)))
+        near = fleet.start()
+        [id] = fleet.enqueue("hold", until=str(fleet.gate()))
+        fleet.until_started([id], pid=far.pid)
+        pair.until_streaming()
+        pair.promote()
+        fleet.reconnect(pair.standby_dsn(postgres_dsn))
+        with psycopg.connect(postgres_dsn, autocommit=True) as former:
+            former.execute("select pg_terminate_backend(backend_pid) from dispatcher.replica where id = %s", [near.id])
+            fleet.until_leads(near)
+            way.restore()
+            end_sessions(former, f"dispatcher lease {far.id}")
+            until(lambda: count_sessions(former, "dispatcher %") == 0, "none of its sessions is left there")
+        until(lambda: far.said("goes over to a promoted server"), "it says so")
+        fleet.gate().touch()
+        fleet.until_all([id, *fleet.enqueue("quick", 3)])
+        assert not overlaps(fleet.events())
+
+
+# A server in recovery
+
+
+@pytest.mark.parametrize("attributes", ["", "any"])
+def test_a_server_in_recovery_is_not_led_on_until_it_is_promoted(
+    fleet: Fleet, pair: Pair, postgres_dsn: str, attributes: str
+) -> None:
+    """The replica has only this one server, by an address that moves from one to the other."""
+    with TcpProxy("127.0.0.1", port_of(pair.primary)) as address:
+        dsn = conninfo.make_conninfo(postgres_dsn, port=address.port, target_session_attrs=attributes or None)
+        replica = fleet.start_leader(dsn=dsn)
+        pair.until_streaming()
+        pair.primary.kill()
+        address.aim(port_of(pair.standby))
+        until(lambda: replica.said("standby") or replica.said("read-only") or replica.said("hot standby"), "it says so")
+        assert replica.alive
+        pair.promote()
+        fleet.reconnect(pair.standby_dsn(postgres_dsn))
+        fleet.until_leads(replica)
+        fleet.until_all(fleet.enqueue("quick", 3))
