@@ -38,6 +38,8 @@ class Replica:
     """Those of its types whose jobs may run on when its process is dead."""
     started_at: datetime | None
     present: bool
+    at_home: bool
+    """Whether it has lived in this database; if not, the row came with a copy of another one."""
 
 
 def register_replica(
@@ -84,8 +86,8 @@ def list_replicas(conn: Connection, lease: int) -> list[Replica]:
     """All replicas of the lease, and owners of claims that have no row."""
     rows = conn.execute(statement("list_replicas"), {"lease": lease})
     return [
-        Replica(id, incarnation, Process(*process), version, tuple(types), frozenset(remote), started, present)
-        for id, incarnation, *process, version, types, remote, started, present in rows
+        Replica(id, incarnation, Process(*process), version, tuple(types), frozenset(remote), started, present, home)
+        for id, incarnation, *process, version, types, remote, started, present, home in rows
     ]
 
 

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -195,7 +196,7 @@ def test_a_former_primary_that_comes_back_is_not_led_on(fleet: Fleet, pair: Pair
     # Even where there is nobody else.
     pair.standby.stop("immediate")
     for replica in replicas:
-        until(lambda replica=replica: replica.said("it is a former primary"), "it says what it sees")
+        until(partial(replica.said, "it is a former primary"), "it says what it sees")
     with psycopg.connect(postgres_dsn) as former:
         assert former.execute("select term from dispatcher.lease").fetchone() == (1,)
     assert all(replica.alive for replica in replicas)
