@@ -65,6 +65,12 @@ def register_replica(
     return int(row[0])
 
 
+def registered_at(conn: Connection, replica: int) -> datetime | None:
+    """When the replica of this id registered; None where there is none."""
+    row = conn.execute(statement("get_registration"), {"replica": replica}).fetchone()
+    return None if row is None else row[0]
+
+
 def take_liveness(conn: Connection, replica: int) -> bool:
     """Takes the liveness lock on this session; False where another session has it."""
     row = conn.execute(statement("take_liveness"), {"replica": replica}).fetchone()

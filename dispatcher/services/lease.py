@@ -26,6 +26,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
+from typing import NoReturn
 
 import psycopg
 
@@ -72,6 +74,7 @@ class Lease:
         self._stop = stop
         self._clock = clock
         self._pause_s = 0.0
+        self._registered: datetime | None = None
         self._said = ""  # why there is no session
         self._seen: tuple[statements.Holder, float] | None = None
         self._looks = 0
@@ -98,13 +101,16 @@ class Lease:
         self.conn = conn
         try:
             sent = boottime()
+            registered = replicas.registered_at(conn, self._replica)
+            self._registered = self._registered or registered
+            if registered != self._registered:  # and we must not end the session of who has our id now
+                self._gone()
             if not replicas.take_liveness(conn, self._replica):
                 replicas.end_own_session(conn, self._replica)
                 self.drop()
                 return False
             if replicas.raise_incarnation(conn, self._replica) is None:
-                self.drop()
-                raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+                self._gone()
             self.trusted_from, self._last_beat = sent, self._clock()
         except psycopg.Error as exc:
             self._failed(exc)
@@ -152,8 +158,7 @@ class Lease:
         self._pause_s = 0.0  # not before: a session that is lost again at once must not be opened in a tight loop
         self.trusted_from = sent
         if not known:
-            self.drop()
-            raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+            self._gone()
         return True
 
     def beat_in(self) -> float:
@@ -183,6 +188,10 @@ class Lease:
         self._lead(None)
         if conn is not None:
             conn.close()
+
+    def _gone(self) -> NoReturn:
+        self.drop()
+        raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
 
     def _take_over(self) -> None:
         assert self.conn is not None
