@@ -70,7 +70,15 @@ def standby_of(primary: EmbeddedPostgres) -> Iterator[Pair]:
     bindir = servers.binaries() or find_binaries()
     with TcpProxy("127.0.0.1", port_of(primary)) as link:
         source = conninfo.make_conninfo(primary.tcp_dsn, port=link.port, dbname="", application_name=STANDBY)
-        copy = [str(bindir / "pg_basebackup"), "-D", str(folder), "-d", source, "--write-recovery-conf", "--checkpoint=fast"]
+        copy = [
+            str(bindir / "pg_basebackup"),
+            "-D",
+            str(folder),
+            "-d",
+            source,
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+        ]
         subprocess.run([*copy, "--wal-method=stream", "--no-sync"], check=True, capture_output=True)
         owner = primary.data_dir.stat()
         if folder.stat().st_uid != owner.st_uid:  # root has copied what belongs to the server's user

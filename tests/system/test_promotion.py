@@ -2,22 +2,28 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import conninfo
 
-from dispatcher import Client
+from dispatcher import Client, migrate
+from dispatcher.db import connect
 from dispatcher.embedded import EmbeddedPostgres
-from dispatcher.errors import DatabaseUnavailable
+from dispatcher.errors import DatabaseUnavailable, UnsupportedServer
+from dispatcher.runtime import JobRuntime
 from tests.proxy import TcpProxy
 from tests.standby import Pair, port_of, standby_of
-from tests.system.replicas import TIMINGS, Fleet, count_sessions, end_sessions, overlaps, until
+from tests.system.api_process import ApiProcess, caller
+from tests.system.replicas import ROOT, TIMINGS, Fleet, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -257,3 +263,55 @@ def test_a_server_in_recovery_is_not_led_on_until_it_is_promoted(
         fleet.reconnect(pair.standby_dsn(postgres_dsn))
         fleet.until_leads(replica)
         fleet.until_all(fleet.enqueue("quick", 3))
+
+
+def test_what_asks_for_the_primary_of_several_servers_passes_a_standby_by(pair: Pair, postgres_dsn: str) -> None:
+    """Without target_session_attrs libpq takes the first server, which may be the standby."""
+    dsn = pair.dsn(postgres_dsn, standby_first=True).replace("target_session_attrs=read-write", "")
+    pair.until_streaming()
+    assert not migrate.migrate(dsn)
+    runtime = JobRuntime(dsn=dsn, installation=UUID(int=0))
+    for conn in (runtime.connect(), connect(dsn)):
+        with conn:
+            assert conn.execute("select pg_is_in_recovery()").fetchone() == (False,)
+
+
+def test_on_a_standby_clients_and_a_replica_that_starts_say_so_in_one_line(pair: Pair, postgres_dsn: str) -> None:
+    dsn = pair.standby_dsn(postgres_dsn)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("insert into dispatcher.type values ('quick', null, 60, 1, 1000)")
+    pair.until_streaming()
+    with Client(dsn) as client, pytest.raises(UnsupportedServer, match="most likely a standby") as refused:
+        client.enqueue("quick", {})
+    assert "\n" not in str(refused.value)
+    for command in (["migrate"], ["run"], ["enqueue", "quick"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dispatcher", *command, "--dsn", dsn],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        print(command, done.stdout, done.stderr)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "standby" in done.stderr
+
+
+def test_the_api_goes_on_on_the_promoted_standby_and_hears_of_jobs_there(
+    fleet: Fleet, pair: Pair, postgres_dsn: str, tmp_path: Path
+) -> None:
+    with ApiProcess(pair.dsn(postgres_dsn), tmp_path) as api:
+        api.until_serves()
+        fleet.start_pair()
+        with caller(api.url, api.token()) as web:
+            job = web.post("/jobs", json={"type": "hold", "payload": {"until": str(fleet.gate())}})
+            assert job.status_code == 202, job.text
+            id = job.json()["id"]
+            fleet.until_started([id])
+            pair.until_streaming()
+            killed = fail_over(fleet, pair, postgres_dsn)
+            until(lambda: web.post("/jobs", json={"type": "quick"}).status_code == 202, "it takes jobs again")
+            print(f"\nthe API took a job {time.monotonic() - killed:.2f} s after kill -9 of the primary")
+            with web.stream("GET", f"/jobs/{id}/events") as events:
+                told = events.iter_lines()
+                assert next(line for line in told if line.startswith("data:"))
+                fleet.gate().touch()
+                assert any('"succeeded"' in line for line in told)
