@@ -62,8 +62,8 @@ class Timelines:
         with self._lock:
             if timeline < self._highest:
                 raise DatabaseUnavailable(
-                    f"the server {conn.info.host}:{conn.info.port} takes writes on timeline {timeline}, but this replica "
-                    f"has seen timeline {self._highest}: it is a former primary, make it a standby or stop it"
+                    f"the server {conn.info.host}:{conn.info.port} takes writes on timeline {timeline}, but this "
+                    f"replica has seen timeline {self._highest}: it is a former primary, make it a standby or stop it"
                 )
             left: list[Connection] = []
             if timeline > self._highest:

@@ -126,7 +126,7 @@ class Completer:
             self._again = left + [execution for execution in self._again if execution not in left]
 
     def _drop_lost(self, group: list[Execution]) -> list[Execution]:
-        """Those whose attempt is ours. The number of one that is not may have been given out again, to somebody else."""
+        """Those whose attempt is ours: the number of one that is not may have been given out again."""
         if lost := [execution for execution in group if execution.lost]:
             for execution in lost:
                 self._count_late(execution)
