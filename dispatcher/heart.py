@@ -182,7 +182,7 @@ class Heart:
             if not lease.connect():
                 return
             self._look_at_own, self._prepared = True, False
-        if lease.beat() or self._look_for_cancels:
+        if lease.beat(running=not self.idle) or self._look_for_cancels:
             self._find_canceled()
         if self.idle:
             self._disarm_fence()

@@ -142,15 +142,15 @@ class Lease:
             self._promoted = False
         return True
 
-    def beat(self) -> bool:
-        """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was
-        time.
+    def beat(self, *, running: bool = True) -> bool:
+        """Once a heartbeat: a request that proves this session, and that this replica, whether or not it runs jobs, is
+        still known. True if it was time.
         """
         if self.conn is None or self.beat_in() > 0:
             return False
         sent, self._last_beat = boottime(), self._clock()
         try:
-            known = statements.beat(self.conn, self._replica)
+            known = statements.beat(self.conn, self._replica, running=running)
         except psycopg.Error as exc:
             self._failed(exc)
             return True

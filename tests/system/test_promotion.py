@@ -315,3 +315,26 @@ def test_the_api_goes_on_on_the_promoted_standby_and_hears_of_jobs_there(
                 assert next(line for line in told if line.startswith("data:"))
                 fleet.gate().touch()
                 assert any('"succeeded"' in line for line in told)
+
+
+def test_with_a_synchronous_standby_a_former_primary_that_goes_on_vouches_for_nobody(
+    fleet: Fleet, pair: Pair, postgres_dsn: str
+) -> None:
+    """It still answers questions; but what it commits reaches the promoted server no more, and it knows."""
+    with TcpProxy("127.0.0.1", port_of(pair.standby)) as way:
+        way.cut()
+        far = fleet.start_leader(dsn=pair.dsn(postgres_dsn, ports=(port_of(pair.primary), way.port)))
+        near = fleet.start()
+        [id] = fleet.enqueue("stubborn", until=str(fleet.gate()))
+        fleet.until_started([id], pid=far.pid)
+        pair.be_synchronous()
+        pair.promote()
+        with psycopg.connect(postgres_dsn, autocommit=True) as former:
+            former.execute("select pg_terminate_backend(backend_pid) from dispatcher.replica where id = %s", [near.id])
+        fleet.reconnect(pair.standby_dsn(postgres_dsn))
+        assert far.wait() == -signal.SIGKILL
+        died = time.monotonic()
+        fleet.until_started([id], pid=near.pid)
+        fleet.gate().touch()
+        fleet.until_all([id])
+        assert not overlaps(fleet.events(), {far.pid: died - 0.05})
