@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from psycopg import conninfo
 
 from dispatcher.embedded import EmbeddedPostgres, find_binaries
 from tests import servers
-from tests.system.replicas import Fleet, overlaps, until
+from tests.system.replicas import ROOT, Fleet, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -43,4 +44,33 @@ def test_a_replica_of_a_copied_database_does_not_kill_those_of_the_original(
         original.until_all([id])
         assert original.job(id)["attempt"] == 1
         assert not overlaps(original.events())
-    servers.drop_database(server, copied.rpartition("dbname=")[2].split()[0])
+    servers.drop_database(server, name_of(copied))
+
+
+def test_a_copy_that_is_taken_from_its_original_as_documented_starts_nothing(
+    server: EmbeddedPostgres, dsn: str, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "postgresql.md").read_text()
+    steps = page.partition("is started on a copy:")[2].partition("```sql")[2].partition("```")[0]
+    (tmp_path / "copy").mkdir()
+    with Fleet(dsn, tmp_path) as original:
+        leader = original.start_leader()
+        original.query("select dispatcher.add_schedule('often', '* * * * *', 'quick')")
+        original.query("select dispatcher.pause('quick')")
+        pending = original.enqueue("quick")
+        copied = copy_of(server, dsn)
+        leader.close()
+    with Fleet(copied, tmp_path / "copy") as copy:
+        copy.conn.execute(steps.encode())
+        assert copy.value("select count(*) from dispatcher.schedule where paused_at is null") == 0
+        before = copy.value("select count(*) from dispatcher.job")
+        copy.start_leader(orphan_after="1s", shutdown_grace="400ms")
+        time.sleep(1.5)  # what is looked for is that nothing happens
+        assert copy.states(pending) == {pending[0]: "pending"}
+        assert copy.value("select count(*) from dispatcher.job") == before
+        assert not copy.events()
+    servers.drop_database(server, name_of(copied))
+
+
+def name_of(dsn: str) -> str:
+    return str(conninfo.conninfo_to_dict(dsn)["dbname"])
