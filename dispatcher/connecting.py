@@ -11,7 +11,7 @@ import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from dispatcher.db import check_dsn, first_line
+from dispatcher.db import check_dsn, first_line, writable
 from dispatcher.errors import DatabaseUnavailable, SettingsError
 from dispatcher.queries.operation import Query, Rows
 
@@ -31,11 +31,9 @@ WHEN_ASKED = 2**31 - 1
 
 def client_params(dsn: str) -> dict[str, Any]:
     """How a client connects: in autocommit, in UTF-8, at first without prepared statements (poolers)."""
-    params = check_dsn(dsn)
+    params = writable(check_dsn(dsn))
     params.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
     params.setdefault("application_name", "dispatcher client")
-    if "," in str(params.get("host", "")):
-        params.setdefault("target_session_attrs", "read-write")  # of several hosts, the primary
     return {**params, "client_encoding": "utf8", "autocommit": True, "prepare_threshold": None}
 
 

@@ -16,6 +16,7 @@ from dispatcher.errors import (
     GRANT_HINT,
     DatabaseUnavailable,
     DispatcherError,
+    InRecovery,
     SchemaError,
     SettingsError,
     UnsupportedServer,
@@ -58,9 +59,16 @@ def check_dsn(dsn: str) -> dict[str, Any]:
     return params
 
 
+def writable(params: dict[str, Any]) -> dict[str, Any]:
+    """The same, and of several hosts the one that takes writes, unless they say otherwise."""
+    if "," in str(params.get("host") or params.get("hostaddr") or ""):
+        params.setdefault("target_session_attrs", "read-write")
+    return params
+
+
 def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:
     """A plain connection in autocommit; raises DatabaseUnavailable in one line, never with the password."""
-    params = check_dsn(dsn)
+    params = writable(check_dsn(dsn))
     params.setdefault("connect_timeout", connect_timeout_s)
     params["client_encoding"] = "utf8"  # a role's default may say otherwise, and JSON is UTF-8
     if name:
@@ -138,7 +146,7 @@ def check_server(conn: Connection) -> None:
             "so give the dispatcher a DSN that leads straight to PostgreSQL"
         )
     if in_recovery:
-        raise UnsupportedServer("the server is a standby in recovery: give the dispatcher the primary's address")
+        raise InRecovery("the server is a standby in recovery: give the dispatcher the primary's address")
     if encoding == "SQL_ASCII":
         raise UnsupportedServer("the database has the encoding SQL_ASCII, which takes any bytes: use one with UTF8")
     if not has_schema:

@@ -36,6 +36,10 @@ class UnsupportedServer(DispatcherError):
     """The server cannot be led on: too old, in recovery, or behind a pooler."""
 
 
+class InRecovery(UnsupportedServer, DatabaseUnavailable):
+    """The server is a standby; it may be promoted, or another one be found."""
+
+
 class SchemaError(DispatcherError):
     """The database's schema is missing, behind or ahead of this version."""
 

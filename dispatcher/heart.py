@@ -17,6 +17,7 @@ import psycopg
 from dispatcher import fence
 from dispatcher.db import Connection
 from dispatcher.inflight import InFlight
+from dispatcher.job import CancelReason
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
 from dispatcher.queries import claims, outcomes
@@ -71,6 +72,8 @@ class Heart:
         self._needed_at = 0.0  # when the fence was last armed
         self._resign_term: int | None = None
         self._look_at_own = False
+        self._held: float | None = None
+        self._known = True  # what runs here was looked for in the database on this session
         self._look_for_cancels = False
         self._prepared = False  # this session for leading
         self.draining = threading.Event()
@@ -83,8 +86,12 @@ class Heart:
 
     @property
     def trusted_from(self) -> float | None:
-        """When the last request was sent that the lease session has answered, in boottime() seconds."""
-        return self._lease.trusted_from
+        """When the last request was sent that the lease session has answered, in boottime() seconds.
+
+        A new session's answers count only once nothing runs here that its database does not know: a standby that was
+        promoted may have lost our claims, and who leads there waits orphan_after, no longer, for us to stop.
+        """
+        return self._lease.trusted_from if self._held is None else self._held
 
     @property
     def term(self) -> int | None:
@@ -145,7 +152,7 @@ class Heart:
 
     def arm_fence(self) -> None:
         """Lets the kernel end this process before anyone may take its jobs, counted from the last good answer."""
-        trusted = self._lease.trusted_from
+        trusted = self.trusted_from
         if trusted is not None:
             self._needed_at = time.monotonic()
             self._fence.arm(trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
@@ -156,7 +163,7 @@ class Heart:
 
     def losing(self) -> bool:
         """True once the lease session has gone unanswered so long that jobs should stop. Any thread."""
-        trusted = self._lease.trusted_from
+        trusted = self.trusted_from
         silent = trusted is not None and fence.boottime() - trusted > COOPERATION * self._orphan_after_s
         if self.idle:
             if silent or self._lease.conn is None:
@@ -171,10 +178,11 @@ class Heart:
         if lease.term is None:
             self._dispatch.forget()
         if lease.conn is None:
+            self._held, self._known = self.trusted_from, False
             if not lease.connect():
                 return
             self._look_at_own, self._prepared = True, False
-        if lease.beat() or self._look_for_cancels:
+        if lease.beat(running=not self.idle) or self._look_for_cancels:
             self._find_canceled()
         if self.idle:
             self._disarm_fence()
@@ -184,7 +192,10 @@ class Heart:
         if conn is None:
             return
         if self._look_at_own:
+            self._stop_disowned(conn)
             self._give_back_unknown(conn)
+        if self._held is not None and self._known and not self._runs_lost():
+            self._held = None
         if self.draining.is_set():
             self._drain(conn)
         elif lease.term is not None:
@@ -262,6 +273,24 @@ class Heart:
     def _resign(self, conn: Connection) -> None:
         self._dispatch.end(conn)
         self._lease.resign()
+
+    def _stop_disowned(self, conn: Connection) -> None:
+        """Asks what runs here to stop where the database does not know of it."""
+        executions = {execution.key: execution for execution in self._inflight.snapshot()}
+        disowned = claims.list_disowned(conn, self._replica, list(executions)) if executions else set()
+        for key in disowned:
+            execution = executions[key]
+            execution.lost = True  # a thread that is about to start it looks at this after ctx is set
+            if execution.ctx is not None:
+                execution.ctx.cancel(CancelReason.LOST)
+        if disowned:
+            log.warning(
+                "the database does not know of jobs that run here: they are to stop", extra={"jobs": len(disowned)}
+            )
+        self._known = True
+
+    def _runs_lost(self) -> bool:
+        return any(execution.lost and execution.outcome is None for execution in self._inflight.snapshot())
 
     def _give_back_unknown(self, conn: Connection) -> None:
         """Gives back what the database believes we run and we do not: claims whose answer was lost."""

@@ -31,6 +31,7 @@ class Execution:
         "ended_at",
         "executor",
         "key",
+        "lost",
         "outcome",
         "resent",
         "stack",
@@ -41,6 +42,7 @@ class Execution:
     def __init__(self, claimed: Claimed, executor: Executor, claimed_at: float) -> None:
         self.claimed = claimed
         self.cancel_requested = False
+        self.lost = False  # the database does not know that it is ours: it is to stop, and its outcome counts nothing
         self.busy = False  # its row was found locked by somebody
         self.key = (claimed.id, claimed.attempt)
         self.executor = executor

@@ -23,6 +23,10 @@ def migrate(dsn: str) -> list[str]:
                 applied = [_apply(conn, *step) for step in pending(conn)]
                 conn.execute(statement("apply_access"))
                 return applied
+        except psycopg.errors.ReadOnlySqlTransaction as exc:
+            raise UnsupportedServer(
+                "the server is read-only, most likely a standby: give the primary's address"
+            ) from exc
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
                 f"migrate needs more rights ({first_line(exc)}): run it as a role that may create schemas"

@@ -17,7 +17,7 @@ from typing import Protocol
 from dispatcher import migrate
 from dispatcher.aftermath import Aftermath, Ended
 from dispatcher.announcer import Announcer
-from dispatcher.db import Connection, SessionLimits, connect_session
+from dispatcher.db import Connection, SessionLimits
 from dispatcher.executor import Registry
 from dispatcher.heart import Heart
 from dispatcher.inflight import InFlight
@@ -46,6 +46,7 @@ from dispatcher.settings import Settings
 from dispatcher.sql import statement
 from dispatcher.store import Store, open_store
 from dispatcher.tally import RETRIED, Tally, Tries
+from dispatcher.timelines import Timelines
 from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
@@ -71,6 +72,7 @@ class Replica:
         self._registry = registry
         self._halt = halt
         self._dsn = settings.dsn.get_secret_value()
+        self._timelines = Timelines(self._dsn)
         check_pools(settings, registry)
         self._register(process)
         self.metrics = Metrics()
@@ -306,7 +308,7 @@ class Replica:
     def session(self, name: str, *, lock_s: float = 0.05) -> Connection:
         """A session of the daemon for `name`; it waits `lock_s` at most for a lock."""
         limits = SessionLimits(lock_s=lock_s, silence_s=self._settings.lease_duration.total_seconds())
-        return connect_session(self._dsn, name=f"dispatcher {name}", limits=limits)
+        return self._timelines.open(name=f"dispatcher {name}", limits=limits, thorough=name == "start")
 
     def leave(self) -> None:
         """Removes this replica's row, unless a job of it still runs."""
@@ -330,7 +332,7 @@ class Replica:
         duration = self._settings.lease_duration.total_seconds()
         # A statement must fail before the lease does, and the lease before a standby evicts (Lease, EVICTION_MARGIN).
         limits = SessionLimits(statement_s=0.6 * duration, idle_s=duration, silence_s=duration)
-        return connect_session(self._dsn, name=f"dispatcher lease {self.id}", limits=limits)
+        return self._timelines.open(name=f"dispatcher lease {self.id}", limits=limits, thorough=True)
 
     def _on_term(self) -> None:
         self._stager.wake_soon()

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from dispatcher.batch import Callback
 from dispatcher.client import Client
-from dispatcher.db import Connection, check_dsn, first_line
+from dispatcher.db import Connection, check_dsn, first_line, writable
 from dispatcher.errors import (
     BY_SQLSTATE,
     DatabaseUnavailable,
@@ -64,7 +64,7 @@ class JobRuntime:
         try:
             if self._dsn is None:
                 raise DispatcherError(_NO_DSN)
-            params = {"connect_timeout": 10, "application_name": "dispatcher job", **check_dsn(self._dsn)}
+            params = {"connect_timeout": 10, "application_name": "dispatcher job", **writable(check_dsn(self._dsn))}
             params["client_encoding"] = "utf8"  # a job's texts are Unicode, whatever the role's default
             return psycopg.connect(**params)
         except psycopg.OperationalError as exc:

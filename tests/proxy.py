@@ -76,6 +76,11 @@ class TcpProxy:
             if each is not None:
                 self._close(each)
 
+    def aim(self, port: int) -> None:
+        """Leads to another server of the same host from now on; connections to the old one are closed."""
+        self._target = (self._target[0], port)
+        self.drop()
+
     def restore(self) -> None:
         """Undo `pause`, `cut` and `slow`. A stranded connection stays as it is."""
         if self._listener.fileno() == -1:

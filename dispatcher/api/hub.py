@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from dispatcher import connecting
 from dispatcher.api.database import Connection, Database, end
 from dispatcher.db import first_line
 from dispatcher.errors import DispatcherError
 from dispatcher.job import FINAL
+from dispatcher.queries.operation import ask_async
 from dispatcher.queries.serving import Progress, ask_for_events, get_progress
 
 CHANNEL = "dispatcher_events"
@@ -154,6 +156,10 @@ class Hub:
             try:
                 if self._db.away is None:
                     conn = await self._db.session("api events")
+                    if not connecting.is_direct(conn, await ask_async(conn, connecting.BACKEND)):
+                        # The LISTEN would stay with a session that a pooler lends to others.
+                        log.info("behind a pooler nothing is listened to: who follows a job hears within a second")
+                        return
                     await self._listen(conn)
             except (psycopg.Error, DispatcherError, OSError) as exc:
                 log.warning("the session for events is lost: %s", first_line(exc))

@@ -60,6 +60,8 @@ class Attempts:
         execution.ctx = ctx
         if execution.cancel_requested:
             ctx.cancel(CancelReason.REQUESTED)
+        if execution.lost:
+            ctx.cancel(CancelReason.LOST)
         return ctx
 
     def timeout_s(self, execution: Execution) -> float:

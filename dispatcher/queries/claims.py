@@ -167,6 +167,15 @@ def own_running(conn: Connection, owner: int) -> list[tuple[int, int, TypeTenant
     return [(id, attempt, (type, tenant)) for id, attempt, type, tenant in rows]
 
 
+def list_disowned(conn: Connection, owner: int, attempts: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of these attempts that the database does not know to be this owner's."""
+    rows = conn.execute(
+        statement("list_disowned"),
+        {"owner": owner, "ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+    )
+    return {(id, attempt) for id, attempt in rows}
+
+
 def release_jobs(conn: Connection, owner: int, attempts: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
     """Gives claimed, unstarted jobs back; the attempts that were given back (a locked row was not)."""
     rows = conn.execute(

@@ -75,9 +75,9 @@ def evict_holder(conn: Connection, lease: int, holder: Holder) -> bool:
     return row is not None and bool(row[0])
 
 
-def beat(conn: Connection, replica: int) -> bool:
-    """A sign of life; False once this replica's row has gone."""
-    row = conn.execute(statement("beat"), {"replica": replica}).fetchone()
+def beat(conn: Connection, replica: int, *, running: bool) -> bool:
+    """A sign of life, of a replica that runs jobs or of one that runs none; False once its row has gone."""
+    row = conn.execute(statement("beat"), {"replica": replica, "running": running}).fetchone()
     return row is not None and bool(row[0])
 
 

@@ -38,6 +38,8 @@ class Replica:
     """Those of its types whose jobs may run on when its process is dead."""
     started_at: datetime | None
     present: bool
+    at_home: bool
+    """Whether it has lived in this database; if not, the row came with a copy of another one."""
 
 
 def register_replica(
@@ -63,6 +65,12 @@ def register_replica(
     return int(row[0])
 
 
+def registered_at(conn: Connection, replica: int) -> datetime | None:
+    """When the replica of this id registered; None where there is none."""
+    row = conn.execute(statement("get_registration"), {"replica": replica}).fetchone()
+    return None if row is None else row[0]
+
+
 def take_liveness(conn: Connection, replica: int) -> bool:
     """Takes the liveness lock on this session; False where another session has it."""
     row = conn.execute(statement("take_liveness"), {"replica": replica}).fetchone()
@@ -84,8 +92,8 @@ def list_replicas(conn: Connection, lease: int) -> list[Replica]:
     """All replicas of the lease, and owners of claims that have no row."""
     rows = conn.execute(statement("list_replicas"), {"lease": lease})
     return [
-        Replica(id, incarnation, Process(*process), version, tuple(types), frozenset(remote), started, present)
-        for id, incarnation, *process, version, types, remote, started, present in rows
+        Replica(id, incarnation, Process(*process), version, tuple(types), frozenset(remote), started, present, home)
+        for id, incarnation, *process, version, types, remote, started, present, home in rows
     ]
 
 

@@ -99,7 +99,7 @@ class Completer:
 
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
-        group = self._collect()
+        group = self._drop_lost(self._collect())
         if not (group or self._progress or self._timed_out or self._inflight.empty_claims):
             return
         if self._conn is None:
@@ -124,6 +124,14 @@ class Completer:
             for execution in left:
                 execution.resent = True
             self._again = left + [execution for execution in self._again if execution not in left]
+
+    def _drop_lost(self, group: list[Execution]) -> list[Execution]:
+        """Those whose attempt is ours: the number of one that is not may have been given out again."""
+        if lost := [execution for execution in group if execution.lost]:
+            for execution in lost:
+                self._count_late(execution)
+            self._inflight.remove(lost)
+        return [execution for execution in group if not execution.lost] if lost else group
 
     def _drop_claims(self, conn: Connection) -> None:
         """At leisure, or once many have come together: nothing reads them but a take-over, which reads all."""

@@ -26,6 +26,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
+from typing import NoReturn
 
 import psycopg
 
@@ -72,6 +74,8 @@ class Lease:
         self._stop = stop
         self._clock = clock
         self._pause_s = 0.0
+        self._registered: datetime | None = None
+        self._said = ""  # why there is no session
         self._seen: tuple[statements.Holder, float] | None = None
         self._looks = 0
         self._last_beat = 0.0
@@ -97,13 +101,16 @@ class Lease:
         self.conn = conn
         try:
             sent = boottime()
+            registered = replicas.registered_at(conn, self._replica)
+            self._registered = self._registered or registered
+            if registered != self._registered:  # and we must not end the session of who has our id now
+                self._gone()
             if not replicas.take_liveness(conn, self._replica):
                 replicas.end_own_session(conn, self._replica)
                 self.drop()
                 return False
             if replicas.raise_incarnation(conn, self._replica) is None:
-                self.drop()
-                raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+                self._gone()
             self.trusted_from, self._last_beat = sent, self._clock()
         except psycopg.Error as exc:
             self._failed(exc)
@@ -135,23 +142,23 @@ class Lease:
             self._promoted = False
         return True
 
-    def beat(self) -> bool:
-        """Once a heartbeat: a request that proves this session, and that this replica is still known. True if it was
-        time.
+    def beat(self, *, running: bool = True) -> bool:
+        """Once a heartbeat: a request that proves this session, and that this replica, whether or not it runs jobs, is
+        still known. True if it was time.
         """
         if self.conn is None or self.beat_in() > 0:
             return False
         sent, self._last_beat = boottime(), self._clock()
         try:
-            known = statements.beat(self.conn, self._replica)
+            known = statements.beat(self.conn, self._replica, running=running)
         except psycopg.Error as exc:
             self._failed(exc)
             return True
+        self._said = ""
         self._pause_s = 0.0  # not before: a session that is lost again at once must not be opened in a tight loop
         self.trusted_from = sent
         if not known:
-            self.drop()
-            raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
+            self._gone()
         return True
 
     def beat_in(self) -> float:
@@ -181,6 +188,10 @@ class Lease:
         self._lead(None)
         if conn is not None:
             conn.close()
+
+    def _gone(self) -> NoReturn:
+        self.drop()
+        raise ReplicaGone(f"replica {self._replica} was removed from the database; start it anew")
 
     def _take_over(self) -> None:
         assert self.conn is not None
@@ -225,6 +236,7 @@ class Lease:
 
     def _failed(self, exc: Exception) -> None:
         self._metrics.db_errors.inc()
-        if self.conn is not None or self._pause_s <= 0.1:  # once, not at every try
-            log.warning("the lease session is lost: %s", first_line(exc))
+        said, self._said = self._said, first_line(exc)
+        if self.conn is not None or self._said != said:  # once, not at every try
+            log.warning("the lease session is lost: %s", self._said)
         self.drop()

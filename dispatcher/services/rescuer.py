@@ -131,7 +131,8 @@ class Rescuer:
         if absent_s < self._orphan_after_s:
             return None
         # It should have ended itself by now; on this host we can see to it, and see it gone before its jobs are taken.
-        return None if identity.kill(replica.process) else "vanished"
+        # Not where our database is a copy of the one that it works for, be it well and on this host.
+        return None if replica.at_home and identity.kill(replica.process) else "vanished"
 
     def _rescue(self, conn: Connection, replica: Replica, reason: str, spared: Collection[str]) -> bool:
         """Writes the outcome of each orphan, but of spared types; True once it has none left and is removed."""

@@ -11,6 +11,10 @@ create function dispatcher.register_lock() returns integer immutable language sq
 -- Types whose jobs may run on elsewhere when the replica's process is dead.
 alter table dispatcher.replica add column remote_types text[] not null default '{}';
 
+-- The server and the database in which it has taken its liveness lock. Elsewhere its row is a copy, and says nothing about it.
+alter table dispatcher.replica add column server_started timestamptz;
+alter table dispatcher.replica add column database_oid oid;
+
 -- What an operator said; null: as the code says.
 create table dispatcher.control (
     type text collate "C" not null,

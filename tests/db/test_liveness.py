@@ -165,3 +165,20 @@ def test_a_job_canceled_while_its_claim_was_lost_is_canceled_not_run_again(dsn: 
         assert conn.execute("select dispatcher.cancel(%s)", [id]).fetchone() == ("running",)
         claims.release_jobs(lease.conn, replica, [(id, 1)])
     assert conn.execute("select state from dispatcher.job").fetchone() == ("canceled",)
+
+
+def test_who_finds_another_replica_under_its_id_ends_and_leaves_it_alone(dsn: str, conn: Connection) -> None:
+    """A standby that lost the registration was promoted, and gave the id out again."""
+    first = register(conn)
+    with contender(dsn, first) as former:
+        assert former.connect()
+        former.drop()
+        conn.execute("delete from dispatcher.replica where id = %s", [first])
+        conn.execute(f"alter table dispatcher.replica alter id restart with {first}")
+        assert register(conn) == first
+        with contender(dsn, first) as other:
+            assert other.connect()
+            with pytest.raises(ReplicaGone):
+                former.connect()
+            beat(other)
+            assert other.conn is not None, "its session stands"

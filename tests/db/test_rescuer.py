@@ -332,6 +332,26 @@ def test_a_process_of_another_host_is_never_touched(
     identity.close()
 
 
+def test_a_replica_of_the_database_that_this_one_was_copied_from_is_not_killed(
+    conn: Connection, observer: Observer, tmp_path: Path
+) -> None:
+    """A copy has the rows of the original's replicas, some of which run on this host, and is not where they live."""
+    identity = Identity(tmp_path)
+    with process_with(identity) as (process, registered):
+        owner = register(conn, process=registered)
+        conn.execute(
+            "update dispatcher.replica set server_started = server_started - interval '1 day' where id = %s",
+            [owner],
+        )
+        id = running_job(conn, owner)
+        observer.rescuer.look()
+        observer.clock.now += ORPHAN_AFTER_S + 1
+        observer.rescuer.look()
+        assert process.poll() is None
+        assert job(conn, id)[0] == "scheduled", "in the copy nobody runs it"
+    identity.close()
+
+
 def test_who_is_told_to_stop_does_not_look_again(dsn: str, conn: Connection) -> None:
     """The stop and its wake-up may come between two steps: the wake-up is cleared then, and the stop is seen."""
     stop = threading.Event()

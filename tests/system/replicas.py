@@ -151,8 +151,9 @@ class Fleet:
             self._conn = psycopg.connect(self._admin_dsn, autocommit=True)
         return self._conn
 
-    def reconnect(self) -> None:
-        """A new connection for the test: the server has ended the last one."""
+    def reconnect(self, dsn: str | None = None) -> None:
+        """A new connection for the test, to another server if one is named: the server has ended the last one."""
+        self._admin_dsn = dsn or self._admin_dsn
         if self._conn is not None:
             self._conn.close()
             self._conn = None

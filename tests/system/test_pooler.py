@@ -1,98 +1,61 @@
-"""A pooler that lends out its sessions by the transaction: the lease would be anybody's, so it is refused at start."""
+"""A pooler between us and PostgreSQL: the daemon, whose lease is a session, refuses it; clients work through it."""
 
+import asyncio
 import contextlib
+import json
 import os
-import pwd
-import shutil
 import socket
 import struct
 import subprocess
-import tempfile
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import psycopg
 import pytest
 from psycopg import conninfo
 
+from dispatcher import AsyncClient, Client
 from dispatcher.db import SessionLimits, connect_session
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import UnsupportedServer
-from tests.system.machine import CACHE
-from tests.system.replicas import Fleet, until
+from tests.system.api_process import ApiProcess, caller
+from tests.system.pgbouncer import pooled
+from tests.system.replicas import ROOT, Fleet
 
 pytestmark = pytest.mark.system
 
-PACKAGES = ("pgbouncer", "libc-ares2", "libevent-2.1-7")
-CONFIG = """
-[databases]
-{dbname} = host=127.0.0.1 port={port} dbname={dbname} user={user} password={password}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-ignore_startup_parameters = extra_float_digits,options
-"""
+Mode = Literal["session", "transaction"]
+MODES: tuple[Mode, ...] = ("session", "transaction")
+OFTEN = 12  # times: psycopg by itself prepares what it has sent five times
 
 
-def pgbouncer(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The installed program, or that of Debian's packages, unpacked into `folder`; its environment."""
-    if installed := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
-        return [installed], {}
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        pytest.skip("there is no pgbouncer, and no Debian to get it from")
-    packages = CACHE / "pgbouncer"
-    if len(list(packages.glob("*.deb"))) < len(PACKAGES):
-        packages.mkdir(parents=True, exist_ok=True)
-        result = subprocess.run(
-            ["apt-get", "download", *PACKAGES], cwd=packages, capture_output=True, text=True, check=False, timeout=50
-        )
-        if result.returncode:
-            pytest.skip(f"pgbouncer's packages cannot be had: {result.stderr.strip()[-200:]}")
-    for package in packages.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
-    libraries = ":".join(str(found) for found in folder.glob("usr/lib/*-linux-gnu"))
-    return [str(folder / "usr/sbin/pgbouncer")], {"LD_LIBRARY_PATH": libraries}
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
-def accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def pooled_dsn(postgres_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The database behind a real pgbouncer in transaction mode."""
-    params = conninfo.conninfo_to_dict(postgres_dsn)
-    # Not pytest's folder: pgbouncer refuses to run as root, and another user cannot enter that.
-    with tempfile.TemporaryDirectory(prefix="pgd-pooler-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        command, environment = pgbouncer(Path(folder))
-        listen = free_port()
-        config = Path(folder, "pgbouncer.ini")
-        config.write_text(CONFIG.format(**params, listen=listen))
-        user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
-        process = subprocess.Popen(
-            [*command, config], env=os.environ | environment, user=user, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            until(lambda: accepts(listen) or process.poll() is not None, "pgbouncer listens")
-            assert process.poll() is None, process.communicate()[1]
-            yield conninfo.make_conninfo(postgres_dsn, port=listen)
-        finally:
-            process.terminate()
-            process.communicate()
+def pooled_dsn(postgres_dsn: str, mode: Mode) -> Iterator[str]:
+    """The database behind pgbouncer; in transaction mode its clients share two sessions."""
+    with pooled(postgres_dsn, mode, size=2 if mode == "transaction" else 20) as dsn:
+        yield dsn
 
 
-def test_a_transaction_pooler_is_detected(pooled_dsn: str) -> None:
+@pytest.fixture
+def fleet(postgres_dsn: str, tmp_path: Path) -> Iterator[Fleet]:
+    """A replica that is connected directly."""
+    with Fleet(postgres_dsn, tmp_path) as fleet:
+        fleet.start_leader()
+        yield fleet
+
+
+# The daemon
+
+
+def test_a_pooler_is_detected(pooled_dsn: str) -> None:
     with pytest.raises(UnsupportedServer, match="goes through a pooler") as refused:
         connect_session(pooled_dsn, name="x", limits=SessionLimits())
     assert "\n" not in str(refused.value)
@@ -106,6 +69,118 @@ def test_a_replica_refuses_a_pooler_at_start_in_one_line(pooled_dsn: str, tmp_pa
         assert len(lines) == 1
         assert "pooler" in lines[0]
         assert "straight to PostgreSQL" in lines[0]
+
+
+# Clients
+
+
+def cli(dsn: str, *arguments: str) -> str:
+    """What the command prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "dispatcher", *arguments],
+        cwd=ROOT,
+        env=environment | {"DISPATCHER_DSN": dsn},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_client_works_through_a_pooler(fleet: Fleet, pooled_dsn: str) -> None:
+    held = {"until": str(fleet.gate())}
+    with Client(pooled_dsn) as client, Client(pooled_dsn) as other:
+        ids = [(client, other)[n % 2].enqueue("quick", {}) for n in range(OFTEN)]
+        ids += client.enqueue_many("quick", [{} for _ in range(OFTEN)])
+        assert {job.state for job in client.wait(ids, 20)} == {"succeeded"}
+        batch = client.batch("quick", [{}, {}])
+        assert client.wait(batch, 20).state == "succeeded"
+        first = client.enqueue("hold", held)
+        after = client.enqueue("quick", {}, after=first)
+        fleet.until_started([first])
+        assert client.cancel(first) == "running"
+        assert other.wait(first, 20).state == "canceled"
+        assert other.wait(after, 20).state == "canceled"
+        fleet.gate().touch()
+        assert client.retry(first) == "pending"
+        assert client.wait(first, 20).state == "succeeded"
+        assert client.result(first) == "held"
+
+
+def test_an_enqueue_in_a_callers_transaction_commits_with_it_through_a_pooler(fleet: Fleet, pooled_dsn: str) -> None:
+    with psycopg.connect(pooled_dsn, prepare_threshold=None) as mine, Client(pooled_dsn) as client:
+        ids = []
+        for _ in range(OFTEN):
+            ids.append(client.enqueue("quick", {}, conn=mine))
+            ids += client.enqueue_many("quick", [{}, {}], conn=mine)
+            mine.commit()
+        assert {job.state for job in client.wait(ids, 20)} == {"succeeded"}
+        lost = client.enqueue("quick", {}, conn=mine)
+        mine.rollback()
+        assert not fleet.states([lost])
+
+
+def test_an_async_client_works_through_a_pooler(fleet: Fleet, pooled_dsn: str) -> None:
+    async def work() -> None:
+        async with AsyncClient(pooled_dsn) as client, AsyncClient(pooled_dsn) as other:
+            ids = [await (client, other)[n % 2].enqueue("quick", {}) for n in range(OFTEN)]
+            ids += await client.enqueue_many("quick", [{}, {}])
+            assert {job.state for job in await other.wait(ids, 20)} == {"succeeded"}
+            assert (await client.get(ids[0])).attempt == 1
+
+    asyncio.run(work())
+
+
+def test_the_command_line_works_through_a_pooler(fleet: Fleet, pooled_dsn: str) -> None:
+    done = json.loads(cli(pooled_dsn, "--json", "enqueue", "quick", "--wait"))
+    assert done["state"] == "succeeded"
+    assert "quick" in cli(pooled_dsn, "job", "list")
+    assert json.loads(cli(pooled_dsn, "--json", "leader", "show"))["term"] == fleet.term()
+
+
+def test_the_api_works_through_a_pooler(fleet: Fleet, pooled_dsn: str, tmp_path: Path) -> None:
+    with ApiProcess(pooled_dsn, tmp_path) as api:
+        api.until_serves()
+        with caller(api.url, api.token()) as web:
+            made = [web.post("/jobs", json={"type": "quick"}) for _ in range(OFTEN)]
+            assert {answer.status_code for answer in made} == {202}
+            fleet.until_all([answer.json()["id"] for answer in made])
+            id = web.post("/jobs", json={"type": "hold", "payload": {"until": str(fleet.gate())}}).json()["id"]
+            fleet.until_started([id])
+            with web.stream("GET", f"/jobs/{id}/events") as events:
+                told = events.iter_lines()
+                assert next(line for line in told if line.startswith("data:"))
+                fleet.gate().touch()
+                assert any('"succeeded"' in line for line in told)
+
+
+def test_clients_leave_nothing_in_a_session_that_others_are_given(
+    fleet: Fleet, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """Settings, locks, prepared statements, a LISTEN: in transaction mode the next one would have them."""
+    with pooled(postgres_dsn, "transaction", size=1) as dsn:
+        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
+            before = left_in(conn)
+        test_a_client_works_through_a_pooler(fleet, dsn)
+        fleet.gate().unlink()
+        cli(dsn, "enqueue", "quick", "--wait")
+        test_the_api_works_through_a_pooler(fleet, dsn, tmp_path)
+        with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
+            assert left_in(conn) == before
+
+
+def left_in(conn: psycopg.Connection) -> list[tuple[str, ...]]:
+    """What this session of the server's would hand on."""
+    query = """
+        select 'set', name, setting from pg_settings where source = 'session' and name <> 'application_name'
+        union all select 'lock', locktype, objid::text from pg_locks
+            where locktype = 'advisory' and pid = pg_backend_pid()
+        union all select 'prepared', name, statement from pg_prepared_statements
+        union all select 'listens', channel, '' from pg_listening_channels() as channel"""
+    return conn.execute(query).fetchall()
 
 
 # The same without pgbouncer: what every such pooler does is answer with a process id of its own.
