@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dispatcher.queries.replicas import Process
@@ -65,18 +67,27 @@ def forget(process: Process) -> None:
 
 
 def kill(process: Process) -> bool:
-    """Kills a process of this host that is still exactly the one registered: frozen, most likely. True if it was
-    there; it may need a moment to be gone.
+    """Kills a process of this host that is still exactly the one registered, frozen most likely, or else the programs
+    that it has left behind. True if there was anything to kill; it may need a moment to be gone.
     """
     if not _same_kernel(process) or process.start is None or not hasattr(os, "pidfd_open"):
         return False
+    if _kill(process.pid, lambda: _start_time(process.pid) == process.start and not _is_zombie(process.pid)):
+        return True
+    if _lock_free(process):
+        return False
+    killed = [_kill(pid, partial(_has_inherited, pid, process)) for pid in _pids()]
+    return any(killed)
+
+
+def _kill(pid: int, is_it: Callable[[], bool]) -> bool:
     try:
-        fd = os.pidfd_open(process.pid)
+        fd = os.pidfd_open(pid)
     except OSError:
         return False
     try:
         # Looked at with the handle in hand: it cannot be another by now.
-        there = _start_time(process.pid) == process.start and not _is_zombie(process.pid)
+        there = is_it()
         if there:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         return there
@@ -84,6 +95,31 @@ def kill(process: Process) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _has_inherited(pid: int, process: Process) -> bool:
+    """Whether it has the lock of this process, which it can only have inherited.
+
+    Another replica that just looks whether the lock is free has it for an instant as well, but in its own name.
+    """
+    _, _, path = (process.lock_file or "").partition(":")
+    lock = Path(path).stat()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        if _is_same(file, lock):
+            fields = [line.split() for line in (_read(f"/proc/{pid}/fdinfo/{file.name}") or "").splitlines()]
+            return any("FLOCK" in line and str(pid) not in line for line in fields if line[:1] == ["lock:"])
+    return False
+
+
+def _is_same(file: Path, other: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(file.stat(), other)
+    except OSError:
+        return False  # closed meanwhile, or a file that is no more
 
 
 def _same_kernel(process: Process) -> bool:

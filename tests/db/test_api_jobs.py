@@ -247,6 +247,18 @@ def test_cancel_and_retry_answer_the_state_they_leave(api: Served, conn: Connect
         assert caller.post(f"/jobs/4711/{verb}").status_code == 404
 
 
+def test_retry_against_a_live_job_of_the_same_key_is_a_conflict(api: Served, conn: Connection) -> None:
+    """Of this request alone: neither a fault of the server nor a second job under the key."""
+    caller = api.as_()
+    first = enqueue(conn, unique_key="k")
+    end(conn, first, "failed")
+    second = enqueue(conn, unique_key="k")
+    answer = caller.post(f"/jobs/{first}/retry")
+    assert answer.status_code == 409
+    assert "another unfinished job has its unique key" in answer.json()["detail"]
+    assert [state(conn, id) for id in (first, second)] == ["failed", "pending"]
+
+
 def test_a_batch_is_shown_with_its_counts(api: Served, conn: Connection) -> None:
     caller = api.as_()
     made = caller.post(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +16,12 @@ from dispatcher.context import Context
 from dispatcher.db import Connection
 from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.executor import Executor, Registry
-from dispatcher.heart import Heart
-from dispatcher.metrics import Metrics
 from dispatcher.outcome import Outcome
 from dispatcher.runtime import JobRuntime
 from dispatcher.services.dispatch import MAX_CLAIM, MAX_CLAIM_CHARS
-from dispatcher.services.lease import Lease
 from tests import servers
-from tests.db.contenders import backend, contender, register
+from tests.db.beating import Beating
+from tests.db.contenders import contender, register
 from tests.db.leading import LIMITED, A, Leading
 from tests.db.running import (
     OWNER,
@@ -38,7 +36,6 @@ from tests.db.running import (
     publish,
     session,
     state,
-    until,
     value,
 )
 from tests.system.replicas import Fleet
@@ -191,52 +188,6 @@ def test_client_enqueues_and_reads_a_euro_whatever_the_encoding(conn: Connection
 
 
 # Locks on whole tables, which DDL takes.
-
-
-class Beating:
-    """A heart that a test steps, in its term: its jobs only collect."""
-
-    def __init__(self, conn: Connection, lease: Lease, replica: int, leading: Leading | None = None) -> None:
-        self.leading = leading or Leading(conn, owner=replica)
-        self.lease = lease
-        self.began = 0
-        self.heart = Heart(
-            lease=lease,
-            dispatch=self.leading.dispatch,
-            pools=self.leading.pools,
-            inflight=self.leading.inflight,
-            began=self._begin,
-            canceled=lambda _ids: None,
-            replica=replica,
-            lease_number=1,
-            heartbeat_s=0.1,
-            poll_interval_s=0.1,
-            orphan_after_s=30.0,
-            metrics=Metrics(),
-        )
-
-    def _begin(self) -> None:
-        self.began += 1
-
-    def lead(self) -> None:
-        self.until(lambda: self.lease.term is not None)
-
-    def until(self, true: Callable[[], object]) -> None:
-        """Steps until it is so."""
-
-        def stepped() -> object:
-            self.heart.step()
-            return true()
-
-        until(stepped, within_s=3.0)
-
-    def taken(self) -> list[int]:
-        return [each.claimed.id for each in self.leading.pool.taken]
-
-    @property
-    def stands(self) -> tuple[int, int | None]:
-        """Its session and its term."""
-        return backend(self.lease), self.lease.term
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from dispatcher.db import Connection
 from dispatcher.metrics import Metrics
 from dispatcher.services import pruner as pruner_module
 from dispatcher.services.pruner import Pruner
-from tests.db.running import open_transaction, publish, session, value
+from tests.db.linking import batch, children
+from tests.db.running import enqueue, open_transaction, publish, session, value
 
 DAY = timedelta(days=1)
 Make = Callable[..., Pruner]
@@ -150,6 +151,40 @@ def test_ended_session_is_replaced(conn: Connection, make: Make) -> None:
     pruner._stop.clear()  # it opens a session only while nobody stops it
     walk(pruner)
     assert left(conn) == []
+
+
+@pytest.mark.parametrize("waits", ["blocked", "scheduled", "pending", "running"])
+def test_predecessor_stays_as_long_as_a_job_that_was_promised_its_result_has_not_ended(
+    conn: Connection, make: Make, waits: str
+) -> None:
+    """Its executor may read what ran before it, in its last try as in the first, however long ago that ended."""
+    before, other = add(conn, "succeeded", 100, 2)
+    after = enqueue(conn, after=[before, other])
+    conn.execute("update dispatcher.job set state = %s, run_at = now() where id = %s", (waits, after))
+    walk(make())
+    assert left(conn) == [before, other, after]
+    conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = %s", (after,))
+    walk(make())
+    assert left(conn) == [after]
+
+
+def test_child_stays_as_long_as_its_batch_is_open(conn: Connection, make: Make) -> None:
+    """A retry of the batch, and whoever gathers its results, still need it; afterwards its count survives it."""
+    parent = batch(conn, 2)
+    ended, runs = children(conn, parent)
+    conn.execute(
+        "update dispatcher.job set state = 'failed', created_at = now() - interval '30 days',"
+        " finished_at = now() - interval '20 days' where id = %s",
+        (ended,),
+    )
+    walk(make())
+    assert left(conn) == [parent, ended, runs]
+    conn.execute("delete from dispatcher.follow_up")  # as the leader does when it has counted them
+    conn.execute("update dispatcher.batch set ended_at = now(), failed = 1, succeeded = 1 where job_id = %s", (parent,))
+    conn.execute("update dispatcher.job set state = 'partial', finished_at = now() where id = %s", (parent,))
+    walk(make())
+    assert left(conn) == [parent, runs]
+    assert conn.execute("select total, failed from dispatcher.batches").fetchall() == [(2, 1)]
 
 
 def test_batch_whose_row_is_held_is_passed_by(conn: Connection, dsn: str, make: Make) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from dispatcher import Context, Job, announcer, executor
+from dispatcher import Context, Job, announcer, executor, run_program
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
 from dispatcher.services.pruner import Pruner
@@ -92,6 +92,16 @@ def hang(job: Job, ctx: Context) -> None:
     note(job, "start")
     if job.attempt == 1:
         ctypes.PyDLL(None).sleep(60)
+    note(job, "end")
+
+
+@executor("program", max_attempts=20, backoff=AT_ONCE)
+def program(job: Job, ctx: Context) -> None:
+    """Runs a program that writes its number and its parent's, then ticks; in later attempts there is nothing to do."""
+    note(job, "start")
+    if job.attempt == 1:
+        script = 'echo $$ $PPID > "$1.new"; mv "$1.new" "$1"; while :; do : > "$2"; sleep 0.01; done'
+        run_program(["/bin/sh", "-c", script, "sh", job.payload["pids"], job.payload["ticks"]], ctx=ctx)
     note(job, "end")
 
 

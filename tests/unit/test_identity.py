@@ -162,6 +162,38 @@ def test_a_frozen_process_is_killed(other: Other) -> None:
     assert proven_dead(other.process)
 
 
+def test_what_a_dead_process_has_left_is_killed(tmp_path: Path) -> None:
+    """Whoever was to end it is frozen or gone: its job may not run elsewhere while it does here."""
+    other = start(tmp_path, child=True)
+    assert other.child is not None
+    child = os.pidfd_open(other.child)
+    try:
+        other.die()
+        assert kill(other.process)
+        assert select.select([child], [], [], 5)[0], "it is killed"
+        assert not kill(other.process)
+        assert proven_dead(other.process)
+    finally:
+        os.close(child)
+        other.popen.communicate()
+
+
+def test_whoever_looks_at_the_lock_of_a_dead_process_is_not_killed(other: Other) -> None:
+    """Another replica takes the lock for an instant to see whether it is free, in its own name."""
+    other.die()
+    _, _, path = (other.process.lock_file or "").partition(":")
+    program = (
+        f"import fcntl, sys; f = open({path!r}); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as looking:
+        assert looking.stdout is not None
+        looking.stdout.readline()
+        assert not proven_dead(other.process), "else this tests nothing"
+        assert not kill(other.process)
+        assert looking.poll() is None
+        looking.kill()
+
+
 def test_a_process_with_a_reused_number_is_not_killed(other: Other) -> None:
     assert not kill(dataclasses.replace(other.process, start="0"))
     assert not kill(dataclasses.replace(other.process, boot_id="another"))
