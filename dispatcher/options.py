@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from dispatcher.batch import Callback
 from dispatcher.errors import InvalidOption, InvalidPayload
-from dispatcher.outcome import encode
+from dispatcher.outcome import MAX_DEPTH, TooDeep, encode
 from dispatcher.settings import parse_duration
 
 Duration: TypeAlias = timedelta | float | str
 """A timedelta, a number of seconds, or a text such as `5s`, `15min`, `1h30min`."""
 
 MIN_PRIORITY, MAX_PRIORITY = -32768, 32767
+TOO_DEEP = f"the payload is nested too deeply; the limit is {MAX_DEPTH} levels"
 NAIVE_TIME = "has no time zone and none is assumed: write 2030-01-31T12:00:00+01:00, or Z in place of +01:00 for UTC"
 
 
@@ -124,6 +125,8 @@ def encode_payload(payload: Any) -> str:
         raise InvalidPayload(f"the payload must be a JSON object (a dict), not {json_name(body)}")
     try:
         return encode(body)
+    except TooDeep:
+        raise InvalidPayload(TOO_DEEP) from None
     except (TypeError, ValueError) as exc:
         raise InvalidPayload(f"the payload cannot be stored: {_spot(body)}{exc}") from None
 
@@ -133,7 +136,7 @@ def parse_payload(text: str) -> tuple[dict[str, Any], str]:
     try:
         body = json.loads(text)
     except RecursionError:
-        raise InvalidPayload("the payload is nested too deeply") from None
+        raise InvalidPayload(TOO_DEEP) from None
     except ValueError as exc:
         raise InvalidPayload(f"the payload is not JSON: {exc}") from None
     if not isinstance(body, dict):

@@ -16,6 +16,7 @@ from dispatcher.retry import RetryPolicy
 
 MAX_MESSAGE = 10_000  # characters of an error kept in the row
 MAX_TRACE = 20_000
+MAX_DEPTH = 500  # levels of JSON, as SQL has it: Python reads about 900, fewer where its own calls are deep
 MAX_DELAY_S = 100 * 365 * 86400.0  # a later time is no plan, and Python cannot read it from the row
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -100,6 +101,13 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
     def release(cls, job: Job) -> Outcome:
         """Given back to pending; no failure."""
         return cls(job.id, job.attempt, State.PENDING, delay_s=0.0)
+
+
+class TooDeep(ValueError):
+    """JSON that the next reader might not be able to read."""
+
+    def __str__(self) -> str:
+        return f"it is nested too deeply; the limit is {MAX_DEPTH} levels"
 
 
 class Crash(Exception):
@@ -196,7 +204,9 @@ def encode(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except RecursionError as exc:
-        raise ValueError("it is nested too deeply") from exc
+        raise TooDeep from exc
+    if text.count("[") + text.count("{") > MAX_DEPTH and deeper(value, MAX_DEPTH):
+        raise TooDeep
     if "\\u0000" in text and _ESCAPED_NUL.search(text):
         raise ValueError("it has a NUL character (U+0000), which PostgreSQL cannot store")
     try:
@@ -204,6 +214,21 @@ def encode(value: Any) -> str:
     except UnicodeEncodeError as exc:
         raise ValueError("it has half of a surrogate pair, which is no Unicode text") from exc
     return text
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested more than so many levels deep."""
+    level: list[Any] = [value] if isinstance(value, dict | list | tuple) else []
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list | tuple)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def storable(text: str) -> str:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY
+from dispatcher.outcome import deeper
 
 MAX_DEPTH = 100
 MAX_ID = 2**63 - 1
@@ -24,16 +25,8 @@ CENTURY_S = 100 * 360 * 86400  # as PostgreSQL compares intervals
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return value
+    if not deeper(value, MAX_DEPTH):
+        return value
     raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 

@@ -334,6 +334,41 @@ begin
     end if;
 end $$;
 
+-- Why Python's JSON reader is not sure to read a value that has more than 1000 bytes; null if it is: one job that cannot be read would
+-- be enough, and nobody could look at a list with it. The path through all values is slow, the look at the text before it is not.
+create function dispatcher.unreadable(value jsonb, bytes integer) returns text
+immutable language plpgsql as $$
+begin
+    if jsonb_path_exists(value, 'strict $.**{500} ? (@.type() == "array" || @.type() == "object")') then
+        return 'is nested too deeply; the limit is 500 levels';
+    elsif bytes > 4300 and value::text ~ '[0-9]{255}'
+          and jsonb_path_exists(value, 'strict $.** ? (@.type() == "number" && (@ >= 1e4300 || @ <= -1e4300))') then
+        return 'has a number of more than 4300 digits';
+    end if;
+    return null;
+end $$;
+
+create or replace function dispatcher.check_payload(payload jsonb, max_bytes integer) returns void
+immutable language plpgsql as $$
+declare
+    bytes integer;
+    reason text;
+begin
+    if payload is null or jsonb_typeof(payload) <> 'object' then
+        raise exception using errcode = 'DJ002', message = format(
+            'the payload must be a JSON object, not %s', coalesce(jsonb_typeof(payload), 'SQL NULL'));
+    end if;
+    bytes := octet_length(payload::text);
+    if bytes > max_bytes then
+        raise exception using errcode = 'DJ003', message = format(
+            'the payload has %s bytes; the limit is %s', bytes, max_bytes);
+    end if;
+    reason := case when bytes > 1000 then dispatcher.unreadable(payload, bytes) end;
+    if reason is not null then
+        raise exception using errcode = 'DJ002', message = 'the payload ' || reason;
+    end if;
+end $$;
+
 create or replace function dispatcher.enqueue_unique(
     type text, payload jsonb default '{}', options jsonb default '{}', out id bigint, out created boolean)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -341,6 +376,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     o dispatcher.job_options;  -- null where there are none: most jobs come without, and then this is a third cheaper
     max_bytes integer;
+    bytes integer := octet_length(payload::text);
 begin
     if options <> '{}' then
         o := dispatcher.parse_options(options);
@@ -353,7 +389,8 @@ begin
     if not found then
         perform dispatcher.raise_unknown_type(type);
     end if;
-    if jsonb_typeof(payload) is distinct from 'object' or octet_length(payload::text) > max_bytes then
+    if jsonb_typeof(payload) is distinct from 'object' or bytes > max_bytes or (
+        bytes > 1000 and dispatcher.unreadable(payload, bytes) is not null) then
         perform dispatcher.check_payload(payload, max_bytes);
     end if;
     if o is null then
@@ -397,8 +434,9 @@ begin
         perform dispatcher.raise_unknown_type(type);
     end if;
     select p.position, p.payload into bad, bad_payload from unnest(payloads) with ordinality p (payload, position)
+    cross join lateral (select octet_length(p.payload::text) as bytes offset 0) b
     where p.payload is null or jsonb_typeof(p.payload) <> 'object'
-       or octet_length(p.payload::text) > max_bytes
+       or b.bytes > max_bytes or (b.bytes > 1000 and dispatcher.unreadable(p.payload, b.bytes) is not null)
     order by p.position limit 1;
     if found then
         begin

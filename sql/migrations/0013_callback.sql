@@ -31,6 +31,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     waiting record;
     left_in text;
+    reason text;
     known constant text[] := array['status', 'result', 'message', 'retry'];
 begin
     if answer is null or jsonb_typeof(answer) <> 'object' or exists (select from jsonb_object_keys(answer) k where k <> all(known))
@@ -44,6 +45,10 @@ begin
     if octet_length(answer::text) > 1048576 then
         raise exception using errcode = 'DJ003', message = format(
             'the answer has %s bytes; the limit is 1048576: send where the result is', octet_length(answer::text));
+    end if;
+    reason := dispatcher.unreadable(answer, octet_length(answer::text));
+    if reason is not null then
+        raise exception using errcode = 'DJ004', message = 'the answer ' || reason;
     end if;
     select c.answer, c.answered_at into waiting from dispatcher.callback c
     where c.job_id = answer.id and sha256(convert_to(answer.token, 'UTF8')) = any(c.token_hashes) for no key update;
