@@ -35,6 +35,7 @@ PATIENCE_S = 5.0  # for one while the database answers
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
 LIMITS = SessionLimits(statement_s=10.0, lock_s=10.0)
 AWAY = "the database does not answer; try again in a moment"
+NONE_FREE = "no connection to the database is free: too many requests, or PostgreSQL takes no more of them"
 
 log = logging.getLogger("dispatcher.api")
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each of its attempts would be a warning; the pulse says it
@@ -136,9 +137,11 @@ class Database:
                     return conn
                 await self._pool.putconn(conn)  # the server has closed it meanwhile: the pool makes another one
             except PoolTimeout as exc:
-                if time.monotonic() >= patience:
-                    raise DatabaseUnavailable(AWAY) from exc
-            except (TooManyRequests, PoolClosed) as exc:
+                if time.monotonic() >= patience and self.away is None:
+                    raise DatabaseUnavailable(NONE_FREE) from exc
+            except TooManyRequests as exc:
+                raise DatabaseUnavailable(NONE_FREE) from exc
+            except PoolClosed as exc:
                 raise DatabaseUnavailable(AWAY) from exc
         raise DatabaseUnavailable(AWAY)
 
