@@ -195,10 +195,8 @@ class Heart:
         conn = lease.conn
         if conn is None:
             return
-        held_s = self._lease.hold_until - time.monotonic()
-        resigns = self.draining.is_set() and lease.term is not None
-        if held_s > 0 and not resigns:  # whoever wakes us meanwhile gives no cause for haste
-            self._wait(held_s)
+        if (hold_s := lease.hold_until - time.monotonic()) > 0:
+            self._hold(conn, hold_s)
             return
         if self._look_at_own:
             self._give_back_unknown(conn)
@@ -208,6 +206,12 @@ class Heart:
             self._lead(conn)
         else:
             self._contend()
+
+    def _hold(self, conn: Connection, hold_s: float) -> None:
+        """The database was in trouble just now: whoever wakes us gives no cause for haste."""
+        if self.draining.is_set() and self._lease.term is not None:
+            self._resign(conn)
+        self._wait(hold_s)
 
     def _find_canceled(self) -> None:
         conn, self._look_for_cancels = self._lease.conn, False
@@ -231,7 +235,8 @@ class Heart:
             try:
                 self._dispatch.begin(conn, term)
             except psycopg.Error as exc:  # a term must not stand without a count of what runs elsewhere
-                self._lease.failed(exc, keep=False)
+                self._lease.failed(exc)
+                self._lease.resign()
             else:
                 self._began()
 

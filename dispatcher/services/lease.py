@@ -44,9 +44,7 @@ log = logging.getLogger("dispatcher.lease")
 
 ASK_EVERY = 5  # looks at another's lease: how often a standby that can run more asks for it
 EVICTION_MARGIN = 1.2  # of the lease: the server's own time-outs come first
-CANCELED_EARLY = (
-    0.3  # of the lease: half of statement_timeout, so what is canceled sooner an administrator has canceled
-)
+CANCELED_EARLY = 0.3  # of the lease, half of statement_timeout: what is canceled sooner, an administrator has canceled
 
 
 class ReplicaGone(DispatcherError):
@@ -138,6 +136,7 @@ class Lease:
                 self._watch(holder)
         except psycopg.Error as exc:
             self._failed(exc)
+            self._let_go()  # what was refused may be what came after the grant, and nobody may hold it and not lead
         return self.term is not None
 
     def may_claim(self) -> bool:
@@ -182,10 +181,7 @@ class Lease:
             return
         log.info("gives the lease away", extra={"term": self.term})
         self._lead(None)
-        try:
-            statements.resign_lease(self.conn, self._number)
-        except psycopg.Error as exc:
-            self._failed(exc, keep=False)  # or the lock would stay
+        self._let_go()
 
     def failed(self, exc: psycopg.Error, *, keep: bool = True, took_s: float = math.inf) -> None:
         """Somebody else's statement failed on this session, after so long: it is not to be trusted any more, unless the
@@ -216,6 +212,14 @@ class Lease:
             )
         self._lead(term)
         log.info("leads", extra={"term": term})
+
+    def _let_go(self) -> None:
+        """Gives the lock back if it is held, and with the session if need be."""
+        if self.conn is not None:
+            try:
+                statements.resign_lease(self.conn, self._number)
+            except psycopg.Error as exc:
+                self._failed(exc, keep=False)
 
     def _watch(self, holder: statements.Holder | None) -> None:
         """Ends a holder whose session has not changed for longer than the lease by our own clock, and is not idle."""

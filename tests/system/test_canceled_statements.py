@@ -20,6 +20,11 @@ from pg_stat_activity a
 where a.application_name like 'dispatcher %' and a.datname = current_database() and a.state = 'active'
       and random() < 0.5 and pg_cancel_backend(a.pid)"""
 
+REFUSE = """
+create function public.refuse() returns trigger language plpgsql as $$
+begin raise exception using errcode = '{kind}', message = 'refused'; end $$;
+create trigger refuse before insert on dispatcher.claim for each statement execute function public.refuse()"""
+
 
 @pytest.fixture
 def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
@@ -50,21 +55,21 @@ def test_statements_that_an_administrator_cancels_lose_no_job_and_leave_no_lock(
         fleet.until_leads(other)
 
 
-def test_a_claim_that_is_canceled_ever_again_makes_neither_haste_nor_noise(
-    fleet: Fleet,
+@pytest.mark.parametrize("kind", ["query_canceled", "disk_full"])
+def test_a_claim_that_is_refused_ever_again_makes_neither_haste_nor_noise_and_moves_no_lease(
+    fleet: Fleet, kind: str
 ) -> None:
-    """As by a time-out that somebody's rule sets."""
+    """Another leader would be refused, too."""
     leader, standby = fleet.start_pair()
     fleet.until_all(fleet.enqueue("quick"))
-    fleet.conn.execute("""
-        create function public.refuse() returns trigger language plpgsql as $$
-        begin raise exception using errcode = 'query_canceled', message = 'canceled'; end $$;
-        create trigger refuse before insert on dispatcher.claim for each statement execute function public.refuse()""")
+    term = fleet.term()
+    fleet.conn.execute(REFUSE.format(kind=kind).encode())
     ids = fleet.enqueue("quick", 5)
     until(lambda: leader.metric("dispatcher_db_errors_total"), "a claim is refused")
     Watch(fleet, leader, standby).expect_calm()
     fleet.conn.execute("drop trigger refuse on dispatcher.claim")
     fleet.until_all(ids)
+    assert (fleet.leader_pid(), fleet.term()) == (leader.pid, term)
 
 
 @pytest.mark.parametrize("setting", ["statement_timeout = '30ms'", "default_transaction_read_only = on"])
