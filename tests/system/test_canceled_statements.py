@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.system.exhausted import Watch
-from tests.system.replicas import Fleet, overlaps, until
+from tests.system.replicas import Fleet, Replica, overlaps, until
 
 pytestmark = pytest.mark.system
 CANCEL = """
@@ -47,12 +47,14 @@ def test_statements_that_an_administrator_cancels_lose_no_job_and_leave_no_lock(
     assert not overlaps(fleet.events())
     assert leader.alive
     assert standby.alive
-    for _ in range(2):  # a lock that was stacked would keep the other from taking over
-        pid = until(fleet.leader_pid, "one of them leads")
-        one, other = (leader, standby) if pid == leader.pid else (standby, leader)
-        until(partial(one.metric, "dispatcher_listener_connected"), "it hears")
-        fleet.query("select pg_notify('dispatcher_replica_' || %s, 'resign')::text", one.id)
-        fleet.until_leads(other)
+    for one, other in ((leader, standby), (standby, leader)):  # a lock that was stacked would stay where it is
+        until(partial(hand_over, fleet, one, other), f"replica {other.id} leads")
+
+
+def hand_over(fleet: Fleet, one: Replica, other: Replica) -> bool:
+    """Asks a replica, should it lead, to give the lease away; whether the other one leads."""
+    fleet.query("select pg_notify('dispatcher_replica_' || %s, 'resign ' || %s)::text", one.id, fleet.term())
+    return fleet.leader_pid() == other.pid
 
 
 @pytest.mark.parametrize("kind", ["query_canceled", "disk_full"])

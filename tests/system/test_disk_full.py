@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,23 @@ def test_outcomes_wait_for_room_on_a_full_disk_and_are_recorded_once(
     until(lambda: not unready(leader), "/readyz says that all is well")
     until(fleet.leader_pid, "one of them leads")
     assert leader.metric("dispatcher_stale_outcomes_total") == 0
+
+
+def test_a_replica_that_is_told_to_stop_does_not_wait_for_room_and_another_runs_its_jobs_again(
+    fleet: Fleet, disk: Path
+) -> None:
+    leader, standby = fleet.start_pair(**JOBS)
+    ids = fleet.enqueue("bulky", 3, until=str(fleet.gate()))
+    fleet.until_started(ids)
+    fill(disk)
+    fleet.gate().touch()
+    until(lambda: leader.metric("dispatcher_db_errors_total"), "an outcome found no room")
+    leader.send(signal.SIGTERM)
+    assert leader.wait(10.0) == 0  # shutdown_grace is 2 s
+    until(lambda: fleet.leader_pid() == standby.pid, "the other one leads")
+    free(disk)
+    fleet.until_all(ids)
+    assert not overlaps(fleet.events())
 
 
 def test_enqueuers_get_one_line_and_503_while_the_disk_is_full(
