@@ -118,12 +118,13 @@ class Database:
             await self._pool.putconn(conn)
 
     async def _ask(self, query: Query) -> Rows:
-        async with self.connection() as conn:
-            try:
-                return await _ask(conn, query)
-            except psycopg.OperationalError:  # ended alone, as by an administrator or a proxy
-                if not (conn.broken and query.reads and self.away is None):
-                    raise
+        for _ in range(self._pool.max_size):  # all may have been ended together, as by an administrator or a proxy
+            async with self.connection() as conn:
+                try:
+                    return await _ask(conn, query)
+                except psycopg.OperationalError:
+                    if not (conn.broken and query.reads and self.away is None):
+                        raise
         async with self.connection() as conn:
             return await _ask(conn, query)
 

@@ -3,7 +3,10 @@
 import psycopg
 import pytest
 
+from dispatcher.client import Client
+from dispatcher.errors import UnsupportedServer
 from tests.db.contenders import backend, beat, contender, held_locks, register
+from tests.db.running import publish
 
 REFUSE = """
 create function public.refuse() returns trigger language plpgsql as $$
@@ -59,3 +62,13 @@ def test_a_leader_s_canceled_statement_closes_the_session_only_where_it_may_have
         lease.failed(canceled, took_s=3.0)
         assert lease.term is None
         assert lease.conn is None
+
+
+def test_a_client_of_a_database_that_takes_no_writes_is_told_so_in_one_line(dsn: str, conn: psycopg.Connection) -> None:
+    """As tools set it while a disk is full."""
+    publish(conn)
+    name = conn.info.dbname
+    conn.execute(f"alter database {name} set default_transaction_read_only = on".encode())
+    with Client(dsn) as client, pytest.raises(UnsupportedServer, match="takes no writes") as caught:
+        client.enqueue("quick")
+    assert len(str(caught.value).splitlines()) == 1
