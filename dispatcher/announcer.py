@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import psycopg
 
-from dispatcher.db import Connection, first_line
+from dispatcher.db import Connection
 from dispatcher.metrics import Metrics
 from dispatcher.queries.outcomes import tell_events
+from dispatcher.trouble import Trouble
 
 log = logging.getLogger("dispatcher.announcer")
 
@@ -29,7 +30,7 @@ class Announcer:
     """Tells of jobs that have changed while somebody watches. Any thread."""
 
     def __init__(self, *, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._metrics = metrics
+        self._trouble = Trouble("telling who watches of jobs", log=log, metrics=metrics, clock=clock)
         self._clock = clock
         self._until: float | None = None
 
@@ -57,8 +58,7 @@ class Announcer:
         except psycopg.Error as exc:
             # A full queue, or a long wait for the lock: silence until somebody asks again, or each group would wait.
             self._until = None
-            self._metrics.db_errors.inc()
-            log.warning("who watches cannot be told of jobs for now: %s", first_line(exc))
+            self._trouble.note(exc, kept=True)
 
 
 def payloads(ids: Sequence[int]) -> list[str]:

@@ -179,12 +179,14 @@ class Daemon:
             self._replica.metrics.running.labels(type).set(running.get(type, 0))
         term = heart.term
         role = "no database" if not heart.connected else "standby" if term is None else f"leader, term {term}"
-        return f"{role}, {sum(running.values())} running"
+        trouble = ", outcomes cannot be recorded" if self._replica.trouble else ""
+        return f"{role}, {sum(running.values())} running{trouble}"
 
     def _checks(self) -> dict[str, str | None]:
         heart = self._replica.heart
         return {
-            "database": None if heart.connected else "no session",
+            "database": heart.trouble,
+            "recording": self._replica.trouble,
             "heart": None if heart.progressing else "makes no progress",
             "draining": "stopping" if heart.draining.is_set() else None,
         }

@@ -153,13 +153,28 @@ def check_server(conn: Connection) -> None:
         raise SchemaError("the database has no dispatcher schema: run `dispatcher migrate` first")
 
 
-def patiently(open_session: Callable[[], Connection], *, stop: Event, attempts_s: float = 2.0) -> Connection | None:
-    """Opens a session, trying again with growing pauses while the database is away; None once `stop` is set."""
+def patiently(
+    open_session: Callable[[], Connection],
+    *,
+    stop: Event,
+    failed: Callable[[BaseException], object] = lambda _exc: None,
+    attempts_s: float = 2.0,
+) -> Connection | None:
+    """Opens a session, trying again with growing pauses while the database is away; None once `stop` is set.
+
+    `failed` is told of each try in vain.
+    """
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None and (exc := state.outcome.exception()) is not None:
+            failed(exc)
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=attempts_s),
         stop=tenacity.stop_when_event_set(stop),
         sleep=tenacity.sleep_using_event(stop),
+        before_sleep=tell,
         reraise=True,
     )
     try:

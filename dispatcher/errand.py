@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import psycopg
 
-from dispatcher.db import Connection, first_line, patiently
+from dispatcher.db import Connection, patiently
 from dispatcher.metrics import Metrics
+from dispatcher.trouble import Trouble, undone
 
 STANDBY_S = 60.0
 SOON_S = 0.003
-RETRY_S = 1.0  # after an error: a database in trouble is not asked at once again
 _log = logging.getLogger("dispatcher.errand")
 
 
@@ -31,6 +31,7 @@ class Errand:
         self._open_session = open_session
         self._leading = leading
         self._metrics = metrics
+        self._trouble = Trouble(f"the {type(self).__name__.lower()}'s session", log=_log, metrics=metrics)
         self._stop = stop
         self._woken = threading.Event()
         self._soon = False
@@ -62,10 +63,11 @@ class Errand:
             try:
                 pause_s = self.turn()
             except psycopg.Error as exc:
-                self._metrics.db_errors.inc()
-                _log.warning("the %s's session is lost: %s", type(self).__name__.lower(), first_line(exc))
-                self.close()
-                pause_s = RETRY_S
+                kept = undone(self._conn, exc)
+                if not kept:
+                    self.close()
+                self._stop.wait(self._trouble.note(exc, kept=kept))  # whoever wakes us meanwhile makes no haste
+                return
         else:
             self.close()
         if pause_s > 0:
@@ -74,8 +76,12 @@ class Errand:
     def turn(self) -> float:
         """Works once, with a session; seconds until there may be more to do."""
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
-        return 0.0 if self._conn is None else self.work(self._conn)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
+        if self._conn is None:
+            return 0.0
+        pause_s = self.work(self._conn)
+        self._trouble.over()
+        return pause_s
 
     def close(self) -> None:
         """Closes the session."""

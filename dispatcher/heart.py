@@ -30,12 +30,15 @@ FENCE_MARGIN = 0.05  # of orphan_after: the fence strikes before anyone may take
 COOPERATION = 0.6  # of orphan_after without an answer: jobs are asked to stop
 HANG_S = 15.0  # a heart that has not stepped for so long hangs; connecting alone may take 7 s
 TABLE_LOCK_PAUSE_S = 0.1
+RECORD_WITHIN_S = 5.0  # a leader that can record no outcome for so long lets another lead, which perhaps can
 DOZE_AGAIN_S = 0.001  # an enqueuer was about to commit: look again after this, then after twice as long, ...
 
 
 class Heart:
     """Runs a replica's lease session. `began` is called whenever a term begins; `canceled` is told of running jobs that
-    somebody asked to stop, should the notification have been lost."""
+    somebody asked to stop, should the notification have been lost. `behind_s` says for how long no outcome could be
+    recorded: what would only wait to be recorded is not claimed.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Heart:
         poll_interval_s: float,
         orphan_after_s: float,
         metrics: Metrics,
+        behind_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._lease = lease
         self._dispatch = dispatch
@@ -65,6 +69,7 @@ class Heart:
         self._poll_interval_s = poll_interval_s
         self._orphan_after_s = orphan_after_s
         self._metrics = metrics
+        self._behind_s = behind_s
         self._fence = fence.Fence()
         self._stepped_at = time.monotonic()
         self._contend_from = 0.0
@@ -83,6 +88,11 @@ class Heart:
     def connected(self) -> bool:
         """True while the lease session stands."""
         return self._lease.conn is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the lease session."""
+        return self._lease.trouble
 
     @property
     def trusted_from(self) -> float | None:
@@ -130,6 +140,7 @@ class Heart:
 
     def step(self) -> None:
         """One turn: a beat if due, then what this replica's role asks for; about a heartbeat at most."""
+        began = time.monotonic()
         try:
             self._turn()
         except psycopg.errors.LockNotAvailable:
@@ -137,8 +148,9 @@ class Heart:
             self._metrics.db_errors.inc()
             self._look_at_own = True  # in case it was that look, or giving jobs back, that was refused
             self._wait(TABLE_LOCK_PAUSE_S)
-        except psycopg.Error as exc:  # a claim or the like: whatever it was, the session is not to be trusted
-            self._lease.failed(exc)
+        except psycopg.Error as exc:  # a claim or the like
+            self._look_at_own = True  # in case it was that look, and the session stays
+            self._lease.failed(exc, took_s=time.monotonic() - began)
         self._stepped_at = time.monotonic()
         self._metrics.last_tick.set_to_current_time()
 
@@ -191,6 +203,9 @@ class Heart:
         conn = lease.conn
         if conn is None:
             return
+        if (hold_s := lease.hold_until - time.monotonic()) > 0:
+            self._hold(conn, hold_s)
+            return
         if self._look_at_own:
             self._stop_disowned(conn)
             self._give_back_unknown(conn)
@@ -203,6 +218,12 @@ class Heart:
         else:
             self._contend()
 
+    def _hold(self, conn: Connection, hold_s: float) -> None:
+        """The database was in trouble just now: whoever wakes us gives no cause for haste."""
+        if self.draining.is_set() and self._lease.term is not None:
+            self._resign(conn)
+        self._wait(hold_s)
+
     def _find_canceled(self) -> None:
         conn, self._look_for_cancels = self._lease.conn, False
         ids = [execution.claimed.id for execution in self._inflight.snapshot() if execution.outcome is None]
@@ -210,7 +231,7 @@ class Heart:
             self._canceled(outcomes.list_canceled(conn, self._replica, ids))
 
     def _contend(self) -> None:
-        if time.monotonic() < self._contend_from:
+        if time.monotonic() < self._contend_from or self._behind_s() > RECORD_WITHIN_S:
             self._wait(self._heartbeat_s)
         elif self._lease.contend():
             self._begin()
@@ -226,6 +247,7 @@ class Heart:
                 self._dispatch.begin(conn, term)
             except psycopg.Error as exc:  # a term must not stand without a count of what runs elsewhere
                 self._lease.failed(exc)
+                self._lease.resign()
             else:
                 self._began()
 
@@ -235,6 +257,9 @@ class Heart:
             # Any standby has it by then; with none, we go on.
             self._contend_from = time.monotonic() + 2 * self._heartbeat_s
             self._resign(conn)
+            return
+        if (behind_s := self._behind_s()) > 0:
+            self._fall_behind(conn, behind_s)
             return
         dispatch.return_stalled(conn)
         if not self._lease.may_claim():
@@ -256,6 +281,15 @@ class Heart:
             self._wait(dispatch.patience(self._poll_interval_s))
             dispatch.read_again()
 
+    def _fall_behind(self, conn: Connection, behind_s: float) -> None:
+        """Claims nothing; after a while gives away what has not started, and the lease, until outcomes are recorded."""
+        if behind_s > RECORD_WITHIN_S:
+            log.warning("no outcome can be recorded: another replica shall lead", extra={"seconds": round(behind_s, 1)})
+            self._resign(conn)
+            self._return_waiting(conn)
+        else:
+            self._wait(self._heartbeat_s)
+
     def _fall_asleep(self, conn: Connection) -> None:
         """From now on enqueuers notify; the next turn looks once more before it waits for them to."""
         if not self._dispatch.fall_asleep(conn):
@@ -266,12 +300,14 @@ class Heart:
     def _drain(self, conn: Connection) -> None:
         if self._lease.term is not None:
             self._resign(conn)
-        if self._dispatch.return_waiting(conn):
-            outcomes.wake_leader(conn, self._lease_number)
+        self._return_waiting(conn)
         self._wait(self._heartbeat_s)
 
     def _resign(self, conn: Connection) -> None:
-        self._dispatch.end(conn)
+        try:
+            self._dispatch.end(conn)
+        except psycopg.Error as exc:  # the awake lock would stay, and with it everybody's belief that we look
+            self._lease.failed(exc, keep=False)
         self._lease.resign()
 
     def _stop_disowned(self, conn: Connection) -> None:
@@ -291,6 +327,10 @@ class Heart:
 
     def _runs_lost(self) -> bool:
         return any(execution.lost and execution.outcome is None for execution in self._inflight.snapshot())
+
+    def _return_waiting(self, conn: Connection) -> None:
+        if self._dispatch.return_waiting(conn):
+            outcomes.wake_leader(conn, self._lease_number)
 
     def _give_back_unknown(self, conn: Connection) -> None:
         """Gives back what the database believes we run and we do not: claims whose answer was lost."""

@@ -200,6 +200,7 @@ class Replica:
             poll_interval_s=s.poll_interval.total_seconds(),
             orphan_after_s=s.orphan_after.total_seconds(),
             metrics=metrics,
+            behind_s=lambda: self._completer.behind_s,
         )
         self._stager = Stager(
             open_session=self._opener("stager"),
@@ -284,6 +285,11 @@ class Replica:
     def leading(self) -> bool:
         """True while this replica holds the lease."""
         return self.heart.term is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """What has kept outcomes from being recorded for more than a moment."""
+        return self._completer.trouble
 
     def set_limits(self, limits: dict[str, int]) -> None:
         """Puts limits into effect at the next claim, then shows them in the database, which may raise psycopg.Error."""

@@ -35,6 +35,7 @@ PATIENCE_S = 5.0  # for one while the database answers
 WAITING = 2_000  # requests that may wait for one; a pile of more helps nobody
 LIMITS = SessionLimits(statement_s=10.0, lock_s=10.0)
 AWAY = "the database does not answer; try again in a moment"
+NONE_FREE = "no connection to the database is free: too many requests, or PostgreSQL takes no more of them"
 
 log = logging.getLogger("dispatcher.api")
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each of its attempts would be a warning; the pulse says it
@@ -117,12 +118,13 @@ class Database:
             await self._pool.putconn(conn)
 
     async def _ask(self, query: Query) -> Rows:
-        async with self.connection() as conn:
-            try:
-                return await _ask(conn, query)
-            except psycopg.OperationalError:  # ended alone, as by an administrator or a proxy
-                if not (conn.broken and query.reads and self.away is None):
-                    raise
+        for _ in range(self._pool.max_size):  # all may have been ended together, as by an administrator or a proxy
+            async with self.connection() as conn:
+                try:
+                    return await _ask(conn, query)
+                except psycopg.OperationalError:
+                    if not (conn.broken and query.reads and self.away is None):
+                        raise
         async with self.connection() as conn:
             return await _ask(conn, query)
 
@@ -136,9 +138,11 @@ class Database:
                     return conn
                 await self._pool.putconn(conn)  # the server has closed it meanwhile: the pool makes another one
             except PoolTimeout as exc:
-                if time.monotonic() >= patience:
-                    raise DatabaseUnavailable(AWAY) from exc
-            except (TooManyRequests, PoolClosed) as exc:
+                if time.monotonic() >= patience and self.away is None:
+                    raise DatabaseUnavailable(NONE_FREE) from exc
+            except TooManyRequests as exc:
+                raise DatabaseUnavailable(NONE_FREE) from exc
+            except PoolClosed as exc:
                 raise DatabaseUnavailable(AWAY) from exc
         raise DatabaseUnavailable(AWAY)
 

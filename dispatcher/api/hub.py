@@ -19,11 +19,11 @@ from psycopg import sql
 
 from dispatcher import connecting
 from dispatcher.api.database import Connection, Database, end
-from dispatcher.db import first_line
 from dispatcher.errors import DispatcherError
 from dispatcher.job import FINAL
 from dispatcher.queries.operation import ask_async
 from dispatcher.queries.serving import Progress, ask_for_events, get_progress
+from dispatcher.trouble import Trouble
 
 CHANNEL = "dispatcher_events"
 EVERYTHING = "*"
@@ -60,6 +60,7 @@ class Hub:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._trouble = Trouble("the session for events", log=log)
         self._subscribers: dict[int, set[Subscription]] = {}
         self._dirty: set[int] = set()
         self._wake = asyncio.Event()
@@ -162,7 +163,7 @@ class Hub:
                         return
                     await self._listen(conn)
             except (psycopg.Error, DispatcherError, OSError) as exc:
-                log.warning("the session for events is lost: %s", first_line(exc))
+                self._trouble.note(exc)
             finally:
                 if conn is not None:
                     await end(conn)

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher import errors
+from dispatcher.api.database import AWAY
+from dispatcher.trouble import Sparing
 
 MEDIA_TYPE = "application/problem+json"
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, which Python has from 3.13 on
@@ -30,7 +32,10 @@ _STATUS: dict[type[errors.DispatcherError], int] = {
     errors.DispatcherError: 503,  # a schema that is behind, a right that is missing: somebody else's to mend
 }
 
+REFUSED = "the database cannot do this now; try again in a moment"
+
 log = logging.getLogger("dispatcher.api")
+_sparing = Sparing(log)
 
 
 class ApiError(Exception):
@@ -63,10 +68,11 @@ async def on_dispatcher_error(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, errors.DispatcherError)
     status, detail = status_of(exc), str(exc)
     if status == 503 and not isinstance(exc, errors.DatabaseUnavailable):
-        log.error("%s", exc)
+        _sparing.say(str(exc), "%s", exc, level=logging.ERROR)
         detail = "the dispatcher is not set up properly; its log says more"
-    elif status == 503:
-        detail = "the database does not answer; try again in a moment"
+    elif status == 503 and detail != AWAY:  # of that the pulse tells
+        _sparing.say(type(exc).__name__, "a request was refused: %s", detail)
+        detail = REFUSED
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
     return problem(status, detail, kind=f"urn:dispatcher:{type(exc).__name__}", headers=headers)
 

@@ -124,11 +124,16 @@ def explain(exc: BaseException) -> DispatcherError | None:
         case "42501":
             return SchemaError(f"this role lacks a right on the dispatcher schema ({line}): {GRANT_HINT}")
         case "25006":
-            return UnsupportedServer("the server is read-only, most likely a standby: give the primary's address")
+            return UnsupportedServer(
+                "the server takes no writes: give the primary's address, "
+                "or see whether default_transaction_read_only is on"
+            )
     if isinstance(exc, psycopg.DataError):
         return InvalidPayload(
             "PostgreSQL cannot store this: " + ": ".join(filter(None, (line, exc.diag.message_detail)))
         )
+    if state[:2] == "53" and state != "53300":
+        return DatabaseUnavailable(f"PostgreSQL has run out of something, try again later: {line}")
     if isinstance(exc, psycopg.OperationalError) and (not state or state[:2] in ("08", "53") or state[:3] == "57P"):
         return DatabaseUnavailable(f"PostgreSQL ended the session: {line}")
     return None

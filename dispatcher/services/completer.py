@@ -24,6 +24,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
 from dispatcher.tally import RETRIED, Tally, Tries
+from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.completer")
 
@@ -60,6 +61,7 @@ class Completer:
         self._open_session = open_session
         self._inflight = inflight
         self._metrics = metrics
+        self._trouble = Trouble("the completer's session", log=log, metrics=metrics)
         self._tally = tally
         self._settled = settled
         self._failed = failed
@@ -74,6 +76,16 @@ class Completer:
         self._notes_due = 0.0
         self._drop_due = 0.0
         self._conn: Connection | None = None
+
+    @property
+    def behind_s(self) -> float:
+        """Seconds since outcomes could be recorded for the last time; 0 while they can be. Any thread."""
+        return self._trouble.for_s
+
+    @property
+    def trouble(self) -> str | None:
+        """What has kept outcomes from being recorded for more than a moment. Any thread."""
+        return self._trouble.lasting
 
     def put(self, execution: Execution) -> None:
         """An execution whose thread is back, its outcome set. Any thread."""
@@ -101,9 +113,10 @@ class Completer:
         """Waits for outcomes, at most about a second, and settles a group."""
         group = self._drop_lost(self._collect())
         if not (group or self._progress or self._timed_out or self._inflight.empty_claims):
+            self._trouble.over()  # whatever it was, nothing waits for it
             return
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
             if self._conn is None:
                 self._again = group + self._again
                 return
@@ -117,13 +130,16 @@ class Completer:
             if not group or self._inflight.empty_claims >= DROP_CLAIMS:
                 self._drop_claims(self._conn)
         except psycopg.Error as exc:
-            self._metrics.db_errors.inc()
-            log.warning("the completer's session is lost: %s", first_line(exc))
-            self.close()
+            kept = undone(self._conn, exc)
+            if not kept:
+                self.close()
             left = [execution for execution in group if execution.key in self._inflight]
             for execution in left:
                 execution.resent = True
             self._again = left + [execution for execution in self._again if execution not in left]
+            self._stop.wait(self._trouble.note(exc, kept=kept))  # however many end meanwhile
+        else:
+            self._trouble.over()
 
     def _drop_lost(self, group: list[Execution]) -> list[Execution]:
         """Those whose attempt is ours: the number of one that is not may have been given out again."""

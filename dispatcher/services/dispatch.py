@@ -225,7 +225,12 @@ class Dispatch:
         if not self.awake:
             return True
         held, self._awake_lock_held = self._awake_lock_held, False
-        if lease.doze(conn, self._lease_number, give_back=held):
+        try:
+            dozed = lease.doze(conn, self._lease_number, give_back=held)
+        except psycopg.Error:
+            self._awake_lock_held = held  # perhaps it is: to give it back twice does no harm
+            raise
+        if dozed:
             self.awake = False
             return True
         return False  # somebody who saw us awake has yet to commit: until a doze succeeds there is no sleep

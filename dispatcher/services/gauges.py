@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import psycopg
 
-from dispatcher.db import Connection, first_line, patiently
+from dispatcher.db import Connection, patiently
 from dispatcher.metrics import Metrics
 from dispatcher.queries import upkeep
 from dispatcher.queries.lease import note_leader
+from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.gauges")
 
@@ -42,6 +43,7 @@ class Gauges:
         self._replica = replica
         self._lease_number = lease_number
         self._metrics = metrics
+        self._trouble = Trouble("the gauges' session", log=log, metrics=metrics)
         self._stop = stop
         self._clock = clock
         self._due = self._note_due = 0.0
@@ -62,9 +64,10 @@ class Gauges:
                 if self._clock() >= self._due:
                     self.count()
         except psycopg.Error as exc:
-            self._metrics.db_errors.inc()
-            log.warning("the gauges' session is lost: %s", first_line(exc))
-            self.close()
+            kept = undone(self._conn, exc)
+            if not kept:
+                self.close()
+            self._trouble.note(exc, kept=kept)
         self._stop.wait(1.0)
 
     def note(self, term: int) -> None:
@@ -72,6 +75,7 @@ class Gauges:
         if (conn := self._session()) is not None:
             self._note_due = self._clock() + NOTE_EVERY_S
             note_leader(conn, self._lease_number, self._replica, term)
+            self._trouble.over()
 
     def count(self) -> None:
         """Counts now."""
@@ -98,7 +102,7 @@ class Gauges:
 
     def _session(self) -> Connection | None:
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
         return self._conn
 
     def _forget(self) -> None:

@@ -8,7 +8,9 @@
 Invariants:
 - The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever
   fails on it, the session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit
-  afterwards.
+  afterwards. Two exceptions, in which the server has undone a statement and the session is as it was: it is out of
+  disk, memory or room for locks, when it may refuse a new session as well, and jobs live by this one; or an
+  administrator canceled a statement of the leader. A canceled wait closes it, for the lock may have been granted.
 - A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the
   session holds.
 - Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing
@@ -23,6 +25,7 @@ longer than the lease ends it by pg_terminate_backend).
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -31,17 +34,19 @@ from typing import NoReturn
 
 import psycopg
 
-from dispatcher.db import Connection, first_line
+from dispatcher.db import Connection
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.fence import boottime
 from dispatcher.metrics import Metrics
 from dispatcher.queries import lease as statements
 from dispatcher.queries import replicas
+from dispatcher.trouble import LONGEST_PAUSE_S, Trouble, refused, undone
 
 log = logging.getLogger("dispatcher.lease")
 
 ASK_EVERY = 5  # looks at another's lease: how often a standby that can run more asks for it
 EVICTION_MARGIN = 1.2  # of the lease: the server's own time-outs come first
+CANCELED_EARLY = 0.3  # of the lease, half of statement_timeout: what is canceled sooner, an administrator has canceled
 
 
 class ReplicaGone(DispatcherError):
@@ -75,7 +80,7 @@ class Lease:
         self._clock = clock
         self._pause_s = 0.0
         self._registered: datetime | None = None
-        self._said = ""  # why there is no session
+        self._trouble = Trouble("the lease session", log=log, metrics=metrics)
         self._seen: tuple[statements.Holder, float] | None = None
         self._looks = 0
         self._last_beat = 0.0
@@ -85,8 +90,15 @@ class Lease:
         """The term while this session holds the lease, else None."""
         self.claim_from = 0.0
         """No claim before this (clock seconds): a promoted server may have lost claims that still run."""
+        self.hold_until = 0.0
+        """No claim, and no wait for the lease, before this (clock seconds): the database was in trouble just now."""
         self.trusted_from: float | None = None
         """boottime() before the latest request that this session's server answered."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, if it has been for more than a moment. Any thread."""
+        return "no session" if self.conn is None else self._trouble.lasting
 
     def connect(self) -> bool:
         """Opens the session and takes the liveness lock; False where that has to be tried again."""
@@ -113,7 +125,7 @@ class Lease:
                 self._gone()
             self.trusted_from, self._last_beat = sent, self._clock()
         except psycopg.Error as exc:
-            self._failed(exc)
+            self._failed(exc, keep=False)  # without a new incarnation nobody may rely on this session
             return False
         return True
 
@@ -130,6 +142,7 @@ class Lease:
                 self._watch(holder)
         except psycopg.Error as exc:
             self._failed(exc)
+            self._let_go()  # what was refused may be what came after the grant, and nobody may hold it and not lead
         return self.term is not None
 
     def may_claim(self) -> bool:
@@ -152,10 +165,10 @@ class Lease:
         try:
             known = statements.beat(self.conn, self._replica, running=running)
         except psycopg.Error as exc:
-            self._failed(exc)
+            self._failed(exc, took_s=boottime() - sent)
             return True
-        self._said = ""
         self._pause_s = 0.0  # not before: a session that is lost again at once must not be opened in a tight loop
+        self._trouble.over(after_s=2 * LONGEST_PAUSE_S)
         self.trusted_from = sent
         if not known:
             self._gone()
@@ -173,14 +186,13 @@ class Lease:
             return
         log.info("gives the lease away", extra={"term": self.term})
         self._lead(None)
-        try:
-            statements.resign_lease(self.conn, self._number)
-        except psycopg.Error as exc:
-            self._failed(exc)
+        self._let_go()
 
-    def failed(self, exc: psycopg.Error) -> None:
-        """Somebody else's statement failed on this session: it is not to be trusted any more."""
-        self._failed(exc)
+    def failed(self, exc: psycopg.Error, *, keep: bool = True, took_s: float = math.inf) -> None:
+        """Somebody else's statement failed on this session, after so long: it is not to be trusted any more, unless the
+        server has undone it and we may `keep` what the session holds.
+        """
+        self._failed(exc, keep=keep, took_s=took_s)
 
     def drop(self) -> None:
         """Closes the session, and with it every lock it held."""
@@ -210,6 +222,14 @@ class Lease:
         self._lead(term)
         log.info("leads", extra={"term": term})
 
+    def _let_go(self) -> None:
+        """Gives the lock back if it is held, and with the session if need be."""
+        if self.conn is not None:
+            try:
+                statements.resign_lease(self.conn, self._number)
+            except psycopg.Error as exc:
+                self._failed(exc, keep=False)
+
     def _watch(self, holder: statements.Holder | None) -> None:
         """Ends a holder whose session has not changed for longer than the lease by our own clock, and is not idle."""
         assert self.conn is not None
@@ -234,9 +254,9 @@ class Lease:
             log.info("no longer leads", extra={"term": self.term})
         self.term = term
 
-    def _failed(self, exc: Exception) -> None:
-        self._metrics.db_errors.inc()
-        said, self._said = self._said, first_line(exc)
-        if self.conn is not None or self._said != said:  # once, not at every try
-            log.warning("the lease session is lost: %s", self._said)
-        self.drop()
+    def _failed(self, exc: Exception, *, keep: bool = True, took_s: float = math.inf) -> None:
+        canceled_early = self.term is not None and took_s < CANCELED_EARLY * self._duration_s
+        kept = keep and (undone if canceled_early else refused)(self.conn, exc)
+        self.hold_until = self._clock() + self._trouble.note(exc, kept=kept)
+        if not kept:
+            self.drop()

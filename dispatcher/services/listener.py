@@ -17,10 +17,11 @@ from collections.abc import Callable
 import psycopg
 from psycopg import sql
 
-from dispatcher.db import Connection, first_line
+from dispatcher.db import Connection
 from dispatcher.errors import DatabaseUnavailable
 from dispatcher.metrics import Metrics
 from dispatcher.queries.replicas import notify
+from dispatcher.trouble import LONGEST_PAUSE_S, Trouble
 
 log = logging.getLogger("dispatcher.listener")
 
@@ -48,6 +49,7 @@ class Listener:
         self._heard = heard
         self._connected = connected
         self._metrics = metrics
+        self._trouble = Trouble("the listener's session", log=log, metrics=metrics, clock=clock)
         self._stop = stop
         self._probe_every_s = probe_every_s
         self._answer_within_s = answer_within_s
@@ -72,10 +74,10 @@ class Listener:
             self._receive(self._conn)
             self._prove(self._conn)
         except (psycopg.Error, DatabaseUnavailable, OSError) as exc:
-            if self._conn is not None:
-                log.warning("the listener's session is lost: %s", first_line(exc))
-            self._metrics.db_errors.inc()
             self.close()
+            self._pause_s = self._trouble.note(exc)
+        else:
+            self._trouble.over(after_s=LONGEST_PAUSE_S)  # one that is ended again and again is not opened in haste
 
     def close(self) -> None:
         """Closes the session."""
@@ -86,12 +88,11 @@ class Listener:
 
     def _connect(self) -> None:
         self._stop.wait(self._pause_s)
-        self._pause_s = min(2.0, max(0.05, self._pause_s * 2))
         conn = self._open_session()
         self._conn = conn
         for channel in self._channels:
             conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)), prepare=False)
-        self._heard_at, self._asked_at, self._pause_s = self._clock(), None, 0.0
+        self._heard_at, self._asked_at = self._clock(), None
         self._metrics.listener.set(1)
         self._connected()
 

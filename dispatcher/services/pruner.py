@@ -20,6 +20,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.metrics import Metrics
 from dispatcher.queries import stats, upkeep
 from dispatcher.store import Store
+from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.pruner")
 
@@ -51,7 +52,7 @@ class Pruner:
         self._keep_succeeded = keep_succeeded
         self._keep_failed = keep_failed
         self._store = store
-        self._metrics = metrics
+        self._trouble = Trouble("the pruner's session", log=log, metrics=metrics)
         self._stop = stop
         self._clock = clock
         self._after = 0
@@ -70,9 +71,12 @@ class Pruner:
         try:
             walked = self.prune_page() and self.sweep_page() and self.prune_tallies() and self.prune_answers()
         except psycopg.Error as exc:
-            self._metrics.db_errors.inc()
-            log.warning("the pruner's session is lost: %s", first_line(exc))
-            self.close()
+            kept = undone(self._conn, exc)
+            if not kept:
+                self.close()
+            self._stop.wait(self._trouble.note(exc, kept=kept))
+        else:
+            self._trouble.over()
         self._stop.wait(
             min(WALK_EVERY_S, max(0.1, self._keep_succeeded.total_seconds() / 10)) if walked else PAGE_PAUSE_S
         )
@@ -132,7 +136,7 @@ class Pruner:
 
     def _session(self) -> Connection | None:
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
         return self._conn
 
     def _remove(self, job_ids: list[int]) -> None:

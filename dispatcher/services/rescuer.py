@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 import psycopg
 
 from dispatcher import identity
-from dispatcher.db import Connection, first_line, patiently
+from dispatcher.db import Connection, patiently
 from dispatcher.executor import Registry
 from dispatcher.job import FINAL, Job
 from dispatcher.metrics import Metrics
@@ -25,6 +25,7 @@ from dispatcher.outcome import Outcome, crashed
 from dispatcher.queries import outcomes, replicas, upkeep
 from dispatcher.queries.replicas import Replica
 from dispatcher.retry import RetryPolicy
+from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.rescuer")
 
@@ -61,6 +62,7 @@ class Rescuer:
         self._rescued = rescued
         self._failed = failed
         self._metrics = metrics
+        self._trouble = Trouble("the rescuer's session", log=log, metrics=metrics)
         self._stop = stop
         self._clock = clock
         self._chance = chance
@@ -82,9 +84,12 @@ class Rescuer:
         try:
             self.look()
         except psycopg.Error as exc:
-            self._metrics.db_errors.inc()
-            log.warning("the rescuer's session is lost: %s", first_line(exc))
-            self.close()
+            kept = undone(self._conn, exc)
+            if not kept:
+                self.close()
+            self._stop.wait(self._trouble.note(exc, kept=kept))
+        else:
+            self._trouble.over()
         # While somebody is missing and we lead, a proof of death may come any moment.
         if self._woken.wait(min(0.1, self._every_s) if self._absent and self._leading() else self._every_s):
             self._stop.wait(FIRST_CLAIM_S)
@@ -92,7 +97,7 @@ class Rescuer:
     def look(self) -> None:
         """Notes who is absent since when; rescues from those that are gone."""
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
             if self._conn is None:
                 return
         # An absence began before the answer and lasts until the next question: a slow answer must not stretch it.

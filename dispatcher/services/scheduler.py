@@ -48,7 +48,7 @@ class Scheduler(Errand):
         self._looks = 0
         self._passed: list[str] = []  # what could not be done now: looks go past it until all the rest is done
         self._behind: set[str] = set()  # what has much to catch up: a bit of it when none of the others is due
-        self._trouble: psycopg.Error | None = None
+        self._put_off: psycopg.Error | None = None
 
     def work(self, conn: Connection) -> float:
         """Fires what is due."""
@@ -65,9 +65,9 @@ class Scheduler(Errand):
             self._catch_up_one(conn)
             return 0.0
         passed, self._passed = self._passed, []
-        trouble, self._trouble = self._trouble, None
-        if trouble is not None:
-            raise trouble
+        put_off, self._put_off = self._put_off, None
+        if put_off is not None:
+            raise put_off
         longest = BUSY_PAUSE_S if passed else LONGEST_S  # somebody holds their rows locked
         return min((longest, *(due.in_s + 0.001 for due in found if due.in_s is not None)))
 
@@ -99,7 +99,7 @@ class Scheduler(Errand):
             if exc.sqlstate not in BY_SQLSTATE and not isinstance(exc, _OF_THE_JOB):
                 if conn.closed:
                     raise
-                self._trouble = exc  # it may be of this one alone, such as a table that somebody's trigger lacks
+                self._put_off = exc  # it may be of this one alone, such as a table that somebody's trigger lacks
                 return False
             return self._stop_schedule(conn, due, first_line(exc))  # such as a type that is gone
         if fired:

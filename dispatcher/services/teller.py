@@ -19,6 +19,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.metrics import Metrics
 from dispatcher.queries import stats
 from dispatcher.tally import Counts, Key, Tally
+from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.teller")
 
@@ -45,7 +46,7 @@ class Teller:
         self._open_session = open_session
         self._tally = tally
         self._replica = replica
-        self._metrics = metrics
+        self._trouble = Trouble("the teller's session", log=log, metrics=metrics)
         self._stop = stop
         self._clock = clock
         self._woken = threading.Event()
@@ -71,9 +72,12 @@ class Teller:
             if isinstance(exc, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
                 self._pause_s = WRITE_EVERY_S  # others hold the rows, and it waited at no cost
                 return
-            self._metrics.db_errors.inc()
-            log.warning("the teller's session is lost: %s", first_line(exc))
-            self._disconnect()
+            kept = undone(self._conn, exc)
+            if not kept:
+                self._disconnect()
+            self._trouble.note(exc, kept=kept)
+        else:
+            self._trouble.over()
 
     def write(self) -> None:
         """Writes what was not told yet: first what failed before, under the number that it had."""
@@ -109,7 +113,7 @@ class Teller:
 
     def _session(self) -> Connection | None:
         if self._conn is None:
-            self._conn = patiently(self._open_session, stop=self._stop)
+            self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
         return self._conn
 
     def _disconnect(self) -> None:

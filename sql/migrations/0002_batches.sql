@@ -63,13 +63,16 @@ when ((new.parent_id is not null or new.followed)
 execute function dispatcher.mark_ended();
 
 -- Notifies each leader, unless it is awake and will look by itself. A hint, behind a space, names a type that has a job without
--- a tenant: so a leader that has nothing else to do can claim it before it looks around.
+-- a tenant: so a leader that has nothing else to do can claim it before it looks around. A server without room for one more
+-- lock has none for NOTIFY's either: then the commit must not fail for it, and the leader's poll finds the job.
 create function dispatcher.wake_leaders(hint text default '') returns void
 language plpgsql as $$
 begin
     perform pg_notify('dispatcher_' || l.number, hint) from dispatcher.lease l
     where case when pg_try_advisory_xact_lock_shared(dispatcher.doze_lock(), l.number)
           then pg_try_advisory_xact_lock_shared(dispatcher.awake_lock(), l.number) else true end;
+exception when out_of_memory then
+    null;
 end $$;
 
 create or replace function dispatcher.signal() returns trigger

@@ -29,7 +29,7 @@ class Record:
 
 @pytest.fixture
 def lease() -> SimpleNamespace:
-    return SimpleNamespace(conn=object(), term=1, trusted_from=boottime(), claim_from=0.0)
+    return SimpleNamespace(conn=object(), term=1, trusted_from=boottime(), claim_from=0.0, hold_until=0.0)
 
 
 @pytest.fixture
