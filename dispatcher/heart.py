@@ -19,7 +19,7 @@ from dispatcher.db import Connection
 from dispatcher.inflight import InFlight
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
-from dispatcher.queries import claims, outcomes
+from dispatcher.queries import claims, outcomes, replicas
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.lease import Lease
 
@@ -72,6 +72,7 @@ class Heart:
         self._resign_term: int | None = None
         self._look_at_own = False
         self._look_for_cancels = False
+        self._left = False
         self._prepared = False  # this session for leading
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
@@ -253,6 +254,8 @@ class Heart:
         self._dispatch.read_again()
 
     def _drain(self, conn: Connection) -> None:
+        if not self._left:
+            self._left = replicas.leave_contest(conn, self._replica)
         if self._lease.term is not None:
             self._resign(conn)
         if self._dispatch.return_waiting(conn):

@@ -1,5 +1,6 @@
 -- register_replica: a new process is a new replica, whatever its host.
-insert into dispatcher.replica (lease, host, pid, boot_id, pid_namespace, process_start, lock_file, version, types, remote_types)
+insert into dispatcher.replica (lease, host, pid, boot_id, pid_namespace, process_start, lock_file, version, types, remote_types,
+    schema_version)
 values (%(lease)s, %(host)s, %(pid)s, %(boot_id)s, %(pid_namespace)s, %(process_start)s, %(lock_file)s, %(version)s, %(types)s,
-        %(remote_types)s)
+        %(remote_types)s, %(schema_version)s)
 returning id
