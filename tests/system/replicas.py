@@ -43,9 +43,11 @@ def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
 
 
 class Replica:
-    """A process of `dispatcher run`."""
+    """A process of `dispatcher run`: of this version, or of the one whose unpacked wheel is `code`."""
 
-    def __init__(self, dsn: str, folder: Path, number: int, settings: dict[str, str]) -> None:
+    def __init__(
+        self, dsn: str, folder: Path, number: int, settings: dict[str, str], *, code: str | None = None
+    ) -> None:
         self.metrics_port = _free_port()
         self.log_file = folder / f"replica-{number}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
@@ -58,10 +60,12 @@ class Replica:
             "RUNTIME_DIRECTORY": str(folder / "run"),
             "TEST_EVENTS": str(folder / "events"),
         }
+        if code is not None:
+            environment["PYTHONPATH"] = f"{code}:{ROOT}"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dispatcher", "run"],
-                cwd=ROOT,
+                cwd=code or ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -156,21 +160,21 @@ class Fleet:
         [(value,)] = self.query(query, *params)
         return value
 
-    def start(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def start(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """A replica, once its lease session stands and it listens: it leads or stands by."""
-        replica = self.launch(dsn=dsn, **settings)
+        replica = self.launch(dsn=dsn, code=code, **settings)
         self._until_up(replica)
         return replica
 
-    def launch(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def launch(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """A replica that may or may not come up."""
-        replica = Replica(dsn or self.dsn, self.folder, len(self.replicas), settings)
+        replica = Replica(dsn or self.dsn, self.folder, len(self.replicas), settings, code=code)
         self.replicas.append(replica)
         return replica
 
-    def start_leader(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def start_leader(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """The first replica, once it leads."""
-        replica = self.start(dsn=dsn, **settings)
+        replica = self.start(dsn=dsn, code=code, **settings)
         self.until_leads(replica)
         return replica
 
