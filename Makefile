@@ -19,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format build clean
+.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format previous build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -92,6 +92,13 @@ bench-growth: $(BENCH_READY)  ## draw throughput against what may grow, into doc
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+previous: $(READY)  ## right after a release: keep its wheel, for the tests of the next upgrade
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation --wheel >/dev/null
+	@rm -f tests/upgrade/*.whl
+	@mv dist/*.whl tests/upgrade/
+	@ls tests/upgrade
 
 build: $(READY)  ## sdist and wheel into dist/
 	@$(BIN)/python -m build --no-isolation

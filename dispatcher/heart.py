@@ -20,7 +20,7 @@ from dispatcher.inflight import InFlight
 from dispatcher.job import CancelReason
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
-from dispatcher.queries import claims, outcomes
+from dispatcher.queries import claims, outcomes, replicas
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.lease import Lease
 
@@ -80,6 +80,7 @@ class Heart:
         self._held: float | None = None
         self._known = True  # what runs here was looked for in the database on this session
         self._look_for_cancels = False
+        self._left = False
         self._prepared = False  # this session for leading
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
@@ -298,6 +299,8 @@ class Heart:
         self._dispatch.read_again()
 
     def _drain(self, conn: Connection) -> None:
+        if not self._left:
+            self._left = replicas.leave_contest(conn, self._replica)
         if self._lease.term is not None:
             self._resign(conn)
         self._return_waiting(conn)

@@ -51,6 +51,8 @@ from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
 
+FLEET_CHANNEL = "dispatcher_fleet"  # words to the replicas of all leases
+
 
 class Service(Protocol):
     """Does one thing, again and again."""
@@ -248,7 +250,7 @@ class Replica:
         )
         self._listener = Listener(
             open_session=self._opener("listener"),
-            channels=(f"dispatcher_{self._lease_number}", f"dispatcher_replica_{self.id}"),
+            channels=(f"dispatcher_{self._lease_number}", f"dispatcher_replica_{self.id}", FLEET_CHANNEL),
             heard=self._on_notification,
             connected=self._on_listening,
             metrics=metrics,

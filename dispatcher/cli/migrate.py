@@ -43,10 +43,19 @@ def _print_sql() -> None:
 
 def _script() -> str:
     """All migrations as one script for psql, which records them as `dispatcher migrate` does."""
-    parts = ["begin;", _text("lock_migrations"), _text("make_migration_table"), _text("become_owner")]
+    first = (
+        "lock_migrations",
+        "make_schema",
+        "become_owner",
+        "make_migration_tables",
+        "limit_lock_wait",
+        "lock_tables",
+    )
+    parts = ["begin;", *(_text(name).replace("%(wait_s)s", str(migrate.LONGEST_WAIT_S)) for name in first)]
     for version, name, text in migrations():
         record = _text("record_migration").replace("%(version)s", str(version)).replace("%(name)s", f"'{name}'")
         parts += [text.strip(), record]
+    parts.append(_text("demand_migrations").replace("%(version)s", str(migrate.PREVIOUS)))
     return "\n\n".join([*parts, _text("apply_access"), "commit;"])
 
 

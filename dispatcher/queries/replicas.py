@@ -10,7 +10,7 @@ from datetime import datetime
 from dispatcher.db import Connection
 from dispatcher.errors import SettingsError
 from dispatcher.executor import Executor
-from dispatcher.sql import statement
+from dispatcher.sql import migrations, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def register_replica(
             "process_start": process.start,
             "lock_file": process.lock_file,
             "version": version,
+            "schema_version": migrations()[-1][0],
             "types": types,
             "remote_types": remote_types,
         },
@@ -69,6 +70,11 @@ def registered_at(conn: Connection, replica: int) -> datetime | None:
     """When the replica of this id registered; None where there is none."""
     row = conn.execute(statement("get_registration"), {"replica": replica}).fetchone()
     return None if row is None else row[0]
+
+
+def leave_contest(conn: Connection, replica: int) -> bool:
+    """Records that this replica will not lead again; False while somebody holds its row."""
+    return conn.execute(statement("leave_contest"), {"replica": replica}).fetchone() is not None
 
 
 def take_liveness(conn: Connection, replica: int) -> bool:

@@ -29,13 +29,13 @@ PROBE = "probe"
 
 
 class Listener:
-    """Listens on the lease's channel and the replica's own; hands (channel, payload) to `heard`."""
+    """Listens on the lease's channel, the replica's own and that of the fleet; hands (channel, payload) to `heard`."""
 
     def __init__(
         self,
         *,
         open_session: Callable[[], Connection],
-        channels: tuple[str, str],
+        channels: tuple[str, str, str],
         heard: Callable[[str, str], None],
         connected: Callable[[], None],
         metrics: Metrics,

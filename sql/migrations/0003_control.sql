@@ -15,6 +15,49 @@ alter table dispatcher.replica add column remote_types text[] not null default '
 alter table dispatcher.replica add column server_started timestamptz;
 alter table dispatcher.replica add column database_oid oid;
 
+-- Replicas of several versions run side by side while a fleet is upgraded, and a leader breaks the rules that it does not know.
+alter table dispatcher.replica add column schema_version integer not null default 1;   -- the latest that its code knows; 0.1.0 does not say
+alter table dispatcher.replica add column leaving boolean not null default false;      -- it drains, and will not lead again
+
+-- Whether a newer replica is there to lead that can run all that this session's replica can.
+create function dispatcher.is_outdated(lease integer) returns boolean
+stable language sql return exists (
+    select from dispatcher.replica m join dispatcher.replica n on n.lease = m.lease
+    where m.lease = is_outdated.lease and m.backend_pid = pg_backend_pid() and n.schema_version > m.schema_version
+      and not n.leaving and n.types @> m.types
+      and dispatcher.holds_lock(dispatcher.liveness_lock(), m.id, m.backend_pid)
+      and dispatcher.holds_lock(dispatcher.liveness_lock(), n.id, n.backend_pid));
+
+-- As before, but the newest leads: an older one waits as well, since the newer one may die, and hands on what it is granted.
+create or replace function dispatcher.wait_lease(
+    lease integer, wait_ms integer,
+    out held boolean, out holder_pid integer, out holder_backend_start timestamptz,
+    out holder_state text, out holder_state_change timestamptz)
+language plpgsql as $$
+begin
+    perform set_config('lock_timeout', least(wait_ms,
+        (extract(epoch from current_setting('deadlock_timeout')::interval) * 900)::integer) || 'ms', true);
+    begin
+        perform pg_advisory_lock(dispatcher.lease_lock(), lease);
+        held := true;
+    exception when lock_not_available then
+        held := dispatcher.holds_lock(dispatcher.lease_lock(), lease, pg_backend_pid());
+    end;
+    if held and dispatcher.is_outdated(lease) then
+        perform pg_advisory_unlock(dispatcher.lease_lock(), lease);
+        held := false;
+        perform pg_sleep(0.01);  -- the newer one waits already, or is about to
+    end if;
+    if not held then
+        select a.pid, a.backend_start, a.state, a.state_change
+        into holder_pid, holder_backend_start, holder_state, holder_state_change
+        from pg_locks l join pg_stat_activity a on a.pid = l.pid
+        where l.locktype = 'advisory' and l.classid = dispatcher.lease_lock()::oid and l.objid = lease::oid
+          and l.objsubid = 2 and l.granted
+          and l.database = (select d.oid from pg_database d where d.datname = current_database());
+    end if;
+end $$;
+
 -- What an operator said; null: as the code says.
 create table dispatcher.control (
     type text collate "C" not null,
@@ -66,9 +109,10 @@ begin
     end if;
 end $$;
 
--- Each leader reads the rules anew once this transaction has committed.
+-- Each leader reads the rules anew once this transaction has committed. The channel of all leases: 0.1.0 does not listen there, and
+-- would not know the word.
 create function dispatcher.announce_control() returns void
-language sql as $$ select pg_notify('dispatcher_' || l.number, 'control') from dispatcher.lease l $$;
+language sql as $$ select pg_notify('dispatcher_fleet', 'control') $$;
 
 -- No job of the type is claimed any more; those that run go on. Answers whether it was not paused before.
 create function dispatcher.pause(type text) returns boolean

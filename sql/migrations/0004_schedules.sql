@@ -28,7 +28,7 @@ from dispatcher.schedule s;
 
 -- The leader looks at the schedules once this transaction has committed.
 create function dispatcher.announce_schedules() returns void
-language sql as $$ select pg_notify('dispatcher_' || l.number, 'schedules') from dispatcher.lease l $$;
+language sql as $$ select pg_notify('dispatcher_fleet', 'schedules') $$;
 
 -- One field of a cron expression: `low` to `high`, by number or by name (the first of which stands for `low`).
 create function dispatcher.check_cron_field(title text, field text, low integer, high integer, names text[], special text)

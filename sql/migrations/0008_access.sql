@@ -42,11 +42,11 @@ immutable language sql set search_path = pg_catalog, pg_temp as $$
     union all
     select 'read', 'table', t.name, 'select' from unnest(array[
         'job', 'jobs', 'type', 'types', 'claim', 'lease', 'replica', 'control', 'throttle', 'batch', 'batches', 'dependency',
-        'schedule', 'schedules', 'migration', 'tally']) t (name)
+        'schedule', 'schedules', 'migration', 'recent_migration', 'tally']) t (name)
     union all
     select 'operate', 'table', t.name, 'select' from unnest(array['tokens', 'audit']) t (name)
     union all
-    select 'owner', 'table', t.name, 'all' from unnest(array['access', 'migration']) t (name)
+    select 'owner', 'table', t.name, 'all' from unnest(array['access', 'migration', 'recent_migration']) t (name)
 $$;
 
 -- What to grant for a level: ('select', 'table dispatcher.job'), as GRANT and REVOKE take it.

@@ -505,7 +505,8 @@ def test_grant_by_hand_survives_a_migration(conn: Connection, dsn: str, login: C
 def test_role_that_could_enqueue_before_there_were_levels_still_can(empty_dsn: str, role: Make) -> None:
     name = role()
     with psycopg.connect(empty_dsn, autocommit=True) as owner:
-        owner.execute(statement("make_migration_table"))
+        owner.execute(statement("make_schema"))
+        owner.execute(statement("make_migration_tables"))
         for version, title, text in migrations():
             if version < 8:
                 owner.execute(text.encode(), prepare=False)

@@ -346,7 +346,7 @@ def ids_in(payloads: Iterable[str]) -> list[int]:
 
 def ask(fleet: Fleet) -> None:
     """As whoever watches does it."""
-    fleet.query("select pg_notify('dispatcher_' || number, 'watch')::text from dispatcher.lease")
+    fleet.query("select pg_notify('dispatcher_fleet', 'watch')::text")
 
 
 def ask_until_told(fleet: Fleet, listening: Connection) -> list[int]:

@@ -153,7 +153,7 @@ def test_a_quiet_stream_shows_that_it_lives(
 
 
 def test_replicas_are_asked_to_tell_once_somebody_listens(api: Served, conn: Connection, caller: httpx.Client) -> None:
-    conn.execute("listen dispatcher_1")
+    conn.execute("listen dispatcher_fleet")
     id = enqueue(conn)
     conn.execute("select 1")
     list(conn.notifies(timeout=0))

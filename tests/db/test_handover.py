@@ -7,6 +7,7 @@ import pytest
 
 from dispatcher.queries import lease, replicas
 from dispatcher.queries.replicas import Process
+from tests.db.contenders import contender, register
 
 NOBODY = Process("host", 1, None, None, None, None)
 
@@ -33,3 +34,50 @@ def test_only_a_standby_that_can_run_more_asks_for_the_lease(
     assert lease.ask_for_handover(conn, number, standby) is asks
     heard = [note.payload for note in conn.notifies(timeout=0.2, stop_after=1)]
     assert heard == (["resign 0"] if asks else [])
+
+
+@pytest.mark.parametrize("knows", ["less", "as much", "more"])
+def test_a_newer_standby_asks_an_older_leader_for_the_lease(conn: psycopg.Connection, knows: str) -> None:
+    number = lease.ensure_lease(conn, "default")
+    leader, standby = (
+        replicas.register_replica(conn, lease=number, process=NOBODY, version="0", types=["a"], remote_types=[])
+        for _ in range(2)
+    )
+    step = {"less": -1, "as much": 0, "more": 1}[knows]
+    conn.execute("update dispatcher.replica set schema_version = schema_version + %s where id = %s", (step, standby))
+    conn.execute("update dispatcher.lease set holder = %s", (leader,))
+    assert lease.ask_for_handover(conn, number, standby) is (knows == "more")
+
+
+@pytest.mark.parametrize(
+    ("newer", "hands_on"),
+    [
+        ("lives", True),
+        ("is gone", False),
+        ("leaves", False),  # it drains: waiting for it would keep every job waiting
+        ("lacks a type", False),  # whose jobs would wait for as long as it leads
+        ("has another lease", False),
+    ],
+)
+def test_an_older_replica_hands_the_lease_on_to_a_newer_one_that_could_lead(
+    dsn: str, conn: psycopg.Connection, newer: str, hands_on: bool
+) -> None:
+    number, other = lease.ensure_lease(conn, "default"), lease.ensure_lease(conn, "other")
+    with contender(dsn, register(conn)) as old, contender(dsn, register(conn)) as new:
+        ids = {"old": old._replica, "new": new._replica}
+        conn.execute("update dispatcher.replica set schema_version = 1, types = '{a}' where id = %(old)s", ids)
+        conn.execute("update dispatcher.replica set types = '{a,b}' where id = %(new)s", ids)
+        assert old.connect()
+        assert new.connect()
+        match newer:
+            case "is gone":
+                new.drop()
+            case "leaves":
+                assert replicas.leave_contest(conn, new._replica)
+            case "lacks a type":
+                conn.execute("update dispatcher.replica set types = '{b}' where id = %(new)s", ids)
+            case "has another lease":
+                conn.execute("update dispatcher.replica set lease = %s where id = %s", (other, new._replica))
+        assert old.contend() is not hands_on
+        assert new.conn is None or new.contend() is hands_on
+    assert number == 1

@@ -43,7 +43,7 @@ def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
 
 
 class Replica:
-    """A process of `dispatcher run`."""
+    """A process of `dispatcher run`: of this version, or of the one whose unpacked wheel is `code`."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Replica:
         *,
         environment: Mapping[str, str] | None = None,
         module: str = "dispatcher",
+        code: str | None = None,
     ) -> None:
         self.metrics_port = _free_port()
         self.log_file = folder / f"replica-{number}.log"
@@ -68,10 +69,12 @@ class Replica:
             "RUNTIME_DIRECTORY": str(folder / "run"),
             "TEST_EVENTS": more.get("TEST_EVENTS", str(folder / "events")),
         }
+        if code is not None:
+            environment["PYTHONPATH"] = f"{code}:{ROOT}"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, "run"],
-                cwd=ROOT,
+                cwd=code or ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -167,21 +170,21 @@ class Fleet:
         [(value,)] = self.query(query, *params)
         return value
 
-    def start(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def start(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """A replica, once its lease session stands and it listens: it leads or stands by."""
-        replica = self.launch(dsn=dsn, **settings)
+        replica = self.launch(dsn=dsn, code=code, **settings)
         self._until_up(replica)
         return replica
 
-    def launch(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def launch(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """A replica that may or may not come up."""
-        replica = Replica(dsn or self.dsn, self.folder, len(self.replicas), settings)
+        replica = Replica(dsn or self.dsn, self.folder, len(self.replicas), settings, code=code)
         self.replicas.append(replica)
         return replica
 
-    def start_leader(self, *, dsn: str | None = None, **settings: str) -> Replica:
+    def start_leader(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """The first replica, once it leads."""
-        replica = self.start(dsn=dsn, **settings)
+        replica = self.start(dsn=dsn, code=code, **settings)
         self.until_leads(replica)
         return replica
 

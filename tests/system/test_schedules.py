@@ -24,7 +24,7 @@ def due_in(fleet: Fleet, seconds: float) -> None:
     fleet.query(
         "update dispatcher.schedule set next_at = clock_timestamp() + make_interval(secs => %s) returning name", seconds
     )
-    fleet.query("select pg_notify('dispatcher_1', 'schedules')")
+    fleet.query("select pg_notify('dispatcher_fleet', 'schedules')")
 
 
 def add(fleet: Fleet, name: str, cron: str = "0 0 1 1 *") -> None:

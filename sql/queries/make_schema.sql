@@ -1,0 +1,2 @@
+-- make_schema: needed before anything else.
+create schema if not exists dispatcher
