@@ -27,7 +27,7 @@ class Attempt:
     pid: int
     start: float
     last: float
-    """When it was last known to run."""
+    """When it was last known to run: with its outcome still to come, if it completes itself in a transaction."""
     how: str | None
     """How it ended by its own account, None if it never said."""
 
@@ -100,6 +100,8 @@ class History:
     effects: Sequence[tuple[int, int]] = ()
     """(job, attempt) of each row that a job wrote together with its outcome."""
     batches: Sequence[BatchRow] = ()
+    clock_offset_s: float = 0.0
+    """What is added to the executors' clock to come to the database's, in seconds since 1970."""
     due: dict[str, Sequence[datetime]] = field(default_factory=dict)
     """Each due time of a schedule that is to be made good in full."""
 
@@ -129,8 +131,9 @@ def attempts_of(events: Iterable[Event]) -> dict[int, list[Attempt]]:
     grouped: dict[int, list[Attempt]] = defaultdict(list)
     for lines in (*finished, *open_.values()):
         first, ended = lines[0], [line for line in lines if line.what == "end"]
-        last = max(line.t for line in lines)
         how = ended[-1].why if ended else None
+        # What `ctx.complete` has committed has ended, though its thread has still to come back.
+        last = max(line.t for line in lines if how != "complete" or line.what != "end")
         grouped[first.job].append(Attempt(first.job, first.attempt, first.pid, first.t, last, how))
     for attempts in grouped.values():
         attempts.sort(key=lambda attempt: attempt.start)

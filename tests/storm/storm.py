@@ -64,17 +64,15 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
             load.start()
             maker = Faults(server=server, dsn=dsn, places=places, folder=folder, clock=clock)
             try:
-                _weather(faults, duration_s, maker)
+                late_s = _weather(faults, duration_s, maker)
             finally:
                 maker.end_all()
                 load.stop()
             calm_s = _until_all_have_ended(dsn)
             statuses = places.terminate(STOP_S)
             history = _history(dsn, folder, load)
-            figures = _figures(history, faults, places, dsn) | {
-                "calm_s": round(calm_s, 1),
-                "refused": dict(load.refused),
-            }
+            figures = _figures(history, faults, places, dsn)
+            figures |= {"late_s": round(late_s, 1), "calm_s": round(calm_s, 1), "refused": dict(load.refused)}
             breaches = check(history)
             breaches += [
                 f"a replica ended with status {status} at the end" for status in statuses if status not in GRACEFUL
@@ -99,20 +97,23 @@ def _published(dsn: str) -> bool:
         return bool(conn.execute("select 1 from dispatcher.type where name = 'callback'").fetchall())
 
 
-def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> None:
-    began = time.monotonic()
+def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> float:
+    """Makes the faults; by how much the latest of them was late, as a server that recovers holds up the others."""
+    began, late_s = time.monotonic(), 0.0
     steps = sorted(
         [(fault.at_s, 1, fault) for fault in faults] + [(fault.until_s, 0, fault) for fault in faults if fault.lasts_s],
         key=lambda step: step[:2],
     )
     for at_s, begins, fault in steps:
         time.sleep(max(0.0, began + at_s - time.monotonic()))  # the plan is by time
+        late_s = max(late_s, time.monotonic() - began - at_s)
         if begins:
             log.info("%s", fault)
             maker.begin(fault)
         else:
             maker.end(fault)
     time.sleep(max(0.0, began + duration_s - time.monotonic()))
+    return late_s
 
 
 def _until_all_have_ended(dsn: str) -> float:
@@ -137,6 +138,7 @@ def _history(dsn: str, folder: Path, load: Load) -> History:
             committed=frozenset(load.committed),
             canceled=frozenset(load.canceled),
             retried=dict(load.retried),
+            clock_offset_s=time.time() - time.monotonic(),
             effects=rows.read_effects(conn),
             batches=rows.read_batches(conn),
             due={"every-all": rows.read_due(conn, "every-all")},

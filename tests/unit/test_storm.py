@@ -27,7 +27,7 @@ class Forge:
         self.events: list[Event] = []
         self.rows: dict[int, Row] = {}
         self.changes: list[Change] = []
-        self.facts: dict[str, Any] = {"limits": Limits(overall=10)}
+        self.facts: dict[str, Any] = {"limits": Limits(overall=10), "clock_offset_s": NOON.timestamp()}
         self._number = itertools.count(1)
 
     def event(self, t: float, job: int, what: str, why: str = "", *, attempt: int = 1, pid: int = 100) -> None:
@@ -57,7 +57,8 @@ class Forge:
         """A batch and its jobs, in these states, and its callback."""
         for number, state in enumerate(children, id + 1):
             self.job(number, number, number + 0.5, state, parent_id=id, payload={"batch": "b"})
-        state = "succeeded" if set(children) <= {"succeeded"} else "partial" if "succeeded" in children else "failed"
+        one = children[0] if len(set(children)) == 1 else ""
+        state = one or ("partial" if "succeeded" in children else "failed")
         self.change(id, None, "running", 0, at_s=id)
         self.change(id, "running", state, 0, at_s=id + 10)
         self.row(id, state, type="batch", attempt=0)
@@ -240,14 +241,16 @@ def test_an_end_other_than_the_attempts_own(forge: Forge) -> None:
 def test_work_that_was_done_and_thrown_away(forge: Forge) -> None:
     forge.change(1, None, "pending")
     forge.change(1, "pending", "running", 1)
-    forge.change(1, "running", "pending", 1)
-    forge.change(1, "pending", "running", 2)
+    forge.change(1, "running", "scheduled", 1, at_s=2.0)
+    forge.change(1, "scheduled", "running", 2)
     forge.change(1, "running", "succeeded", 2)
     for attempt in (1, 2):
         forge.event(attempt, 1, "start", attempt=attempt)
         forge.event(attempt + 0.5, 1, "end", "return", attempt=attempt)
     forge.row(1, "succeeded", attempt=2)
-    assert_only(forge, "what_is_recorded_is_what_was_done", "became pending")
+    assert forge.breaches() == [], "it was given back as it ended"
+    forge.events[1] = dataclasses.replace(forge.events[1], t=1.0)
+    assert_only(forge, "what_is_recorded_is_what_was_done", "became scheduled")
 
 
 def test_a_result_of_another_attempt(forge: Forge) -> None:
@@ -311,6 +314,19 @@ def test_a_due_time_that_was_not_made_good(forge: Forge) -> None:
         forge.job(id, float(id), id + 0.5, payload={"schedule": "s"}, run_at=due[id - 1])
     forge.facts["due"] = {"s": due}
     assert_only(forge, "schedules_fire_once", "did not fire")
+
+
+def test_a_batch_whose_jobs_all_canceled_themselves_is_canceled(forge: Forge) -> None:
+    forge.batch(10, "canceled", "canceled", canceled=2)
+    assert forge.breaches() == []
+
+
+def test_a_job_that_completed_itself_holds_no_slot_until_its_thread_is_back(forge: Forge) -> None:
+    forge.facts["limits"] = Limits(1)
+    forge.job(1, 1.0, 5.0, how="complete", type="effect")
+    forge.facts["effects"] = [(1, 1)]
+    forge.job(2, 2.0, 3.0)
+    assert forge.breaches() == []
 
 
 def test_a_batch_that_counts_wrongly(forge: Forge) -> None:
