@@ -12,19 +12,21 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from weakref import WeakSet
 
 import psycopg
 from psycopg import conninfo
 
-from dispatcher.db import Connection, SessionLimits, check_dsn, connect_session, first_line
+from dispatcher.db import Connection, SessionLimits, check_dsn, connect_session, first_line, pin
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.sql import statement
 
 log = logging.getLogger("dispatcher.timelines")
 
-LOOK_S = 1  # for an answer of a server that may not be there; its clients connected within this, or it is no rival
+LOOK_S = 2  # for an answer of a server that may not be there; psycopg takes less than 2 s for 2 s
 
 
 class Timelines:
@@ -42,17 +44,23 @@ class Timelines:
         `thorough` looks at all servers of the DSN, not only for the first that takes writes. Raises DatabaseUnavailable
         where there are only servers on lower timelines.
         """
-        conn = connect_session(self._dsn, name=name, limits=limits)
+        patient = replace(limits, idle_s=0.0)  # it must not be ended while we look around
+        conn = connect_session(self._dsn, name=name, limits=patient)
         timeline = timeline_of(conn)
         if thorough or timeline < self._highest:
-            for dsn in servers_after(self._dsn, conn):
-                with contextlib.suppress(DispatcherError):  # away, or no primary
-                    rival = connect_session(dsn, name=name, limits=limits)
-                    if (other := timeline_of(rival)) > timeline:
-                        conn, timeline, rival = rival, other, conn
+            for rival, other in _primaries(list(servers_after(self._dsn, conn)), name, patient):
+                if other > timeline:
+                    conn.close()
+                    conn, timeline = rival, other
+                else:
                     rival.close()
         try:
             self._admit(conn, timeline)
+            if limits != patient:
+                pin(conn, limits)
+        except psycopg.Error as exc:
+            conn.close()
+            raise DatabaseUnavailable(f"the session could not be set up: {first_line(exc)}") from exc
         except DatabaseUnavailable:
             conn.close()
             raise
@@ -74,6 +82,22 @@ class Timelines:
             log.warning("goes over to a promoted server", extra={"timeline": timeline})
         for session in left:
             _cut(session)
+
+
+def _primaries(dsns: Sequence[str], name: str, limits: SessionLimits) -> list[tuple[Connection, int]]:
+    """A session, and the timeline, on each of these servers that takes writes. They are asked all at once."""
+
+    def ask(dsn: str) -> tuple[Connection, int] | None:
+        try:
+            conn = connect_session(dsn, name=name, limits=limits)
+            return conn, timeline_of(conn)
+        except DispatcherError:  # away, or no primary
+            return None
+
+    if not dsns:
+        return []
+    with ThreadPoolExecutor(len(dsns), thread_name_prefix="look around") as askers:
+        return [found for found in askers.map(ask, dsns) if found is not None]
 
 
 def timeline_of(conn: Connection) -> int:

@@ -338,3 +338,18 @@ def test_with_a_synchronous_standby_a_former_primary_that_goes_on_vouches_for_no
         fleet.gate().touch()
         fleet.until_all([id])
         assert not overlaps(fleet.events(), {far.pid: died - 0.05})
+
+
+def test_servers_that_do_not_answer_keep_no_replica_from_the_lease(postgres_dsn: str, tmp_path: Path) -> None:
+    """It looks for rivals of the server that it has reached, for longer than a lease session may be idle."""
+    with TcpProxy("127.0.0.1", 1) as silent:
+        silent.pause()
+        port = conninfo.conninfo_to_dict(postgres_dsn)["port"]
+        ports = f"{port},{silent.port},{silent.port},{silent.port}"
+        dsn = conninfo.make_conninfo(postgres_dsn, host=",".join(4 * ["127.0.0.1"]), port=ports)
+        with Fleet(dsn, tmp_path, admin_dsn=postgres_dsn) as fleet:
+            began = time.monotonic()
+            fleet.start_leader()
+            took = time.monotonic() - began
+            print(f"\nled after {took:.1f} s")
+            assert took < 8, "three that are silent cost no more than one, at the start and again for the lease"
