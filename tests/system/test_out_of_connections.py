@@ -91,7 +91,7 @@ def few(postgres: EmbeddedPostgres) -> None:
 def test_replicas_wait_for_a_server_whose_connections_others_have_taken(
     postgres: EmbeddedPostgres, few: None, postgres_dsn: str, fleet: Fleet
 ) -> None:
-    one, other = fleet.start_pair()
+    one, other = fleet.start_pair(orphan_after="5s")  # shorter than the outage
     fleet.until_all(fleet.enqueue("quick", 5))
     hogs: list[psycopg.Connection] = []
     try:
