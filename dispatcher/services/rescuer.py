@@ -29,6 +29,7 @@ from dispatcher.trouble import Trouble, undone
 
 log = logging.getLogger("dispatcher.rescuer")
 
+COME_BACK_S = 5.0  # after an outage, before who is not back yet counts as gone: tries to connect are up to 2 s apart
 FIRST_CLAIM_S = 0.005  # into a term: what waits is started before we look for what ran
 
 
@@ -69,6 +70,7 @@ class Rescuer:
         self._every_s = min(3.0, max(0.1, orphan_after_s / 10))
         self._absent: dict[int, tuple[int, float]] = {}  # replica: (incarnation, since)
         self._overdue_at = 0.0
+        self._believe_from = 0.0
         self._woken = threading.Event()
         self._conn: Connection | None = None
 
@@ -100,6 +102,8 @@ class Rescuer:
             self._conn = patiently(self._open_session, stop=self._stop, failed=self._trouble.note)
             if self._conn is None:
                 return
+            # Where the database was away, so was everybody, and that is no reason to end who comes back after us.
+            self._believe_from = self._clock() + min(COME_BACK_S, self._orphan_after_s)
         # An absence began before the answer and lasts until the next question: a slow answer must not stretch it.
         conn, now = self._conn, self._clock()
         seen = replicas.list_replicas(conn, self._lease_number)
@@ -133,7 +137,7 @@ class Rescuer:
     def _gone(self, replica: Replica, absent_s: float) -> str | None:
         if identity.proven_dead(replica.process):
             return "dead"
-        if absent_s < self._orphan_after_s:
+        if absent_s < self._orphan_after_s or self._clock() < self._believe_from:
             return None
         # It should have ended itself by now; on this host we can see to it, and see it gone before its jobs are taken.
         # Not where our database is a copy of the one that it works for, be it well and on this host.

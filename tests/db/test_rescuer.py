@@ -20,7 +20,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.queries import replicas, upkeep
 from dispatcher.queries.replicas import Process
 from dispatcher.retry import RetryPolicy
-from dispatcher.services.rescuer import Rescuer
+from dispatcher.services.rescuer import COME_BACK_S, Rescuer
 from tests.db.contenders import Clock, backend, contender, gone, register
 
 ORPHAN_AFTER_S = 30.0
@@ -113,6 +113,22 @@ def test_a_vanished_owners_job_is_taken_only_after_orphan_after(conn: Connection
     assert job(conn, id) == ("scheduled", 1, 1, None), "a crash counts as a failure"
     assert not known(conn, owner)
     assert observer.rescued("vanished") == 1
+
+
+def test_who_is_not_back_yet_after_an_outage_that_was_everybody_s_is_not_taken_for_gone(
+    conn: Connection, observer: Observer
+) -> None:
+    owner = register(conn)
+    id = running_job(conn, owner)
+    observer.rescuer.look()
+    observer.rescuer.close()  # the database is away
+    observer.clock.now += ORPHAN_AFTER_S + 1
+    observer.rescuer.look()
+    assert job(conn, id) == ("running", 1, 0, owner)
+    assert known(conn, owner)
+    observer.clock.now += COME_BACK_S + 0.1
+    observer.rescuer.look()
+    assert not known(conn, owner)
 
 
 def test_a_job_that_keeps_killing_its_process_fails_for_good(conn: Connection, observer: Observer) -> None:
