@@ -51,10 +51,27 @@ def claim_slowly(fleet: Fleet) -> int:
     return id
 
 
-def test_claim_that_commits_after_its_leader_has_lost_the_connection_is_run_by_it(
+def test_claim_whose_answer_never_arrives_is_given_back_by_its_leader_and_run(
     fleet: Fleet, proxy: TcpProxy, postgres_dsn: str
 ) -> None:
-    """The leader is soon back: it must not look for what the database believes it to run before that has committed."""
+    """Nobody else would: to the others its owner is alive and runs it."""
+    leader = fleet.start_leader(dsn=conninfo.make_conninfo(postgres_dsn, port=proxy.port), **CALM)
+    id = claim_slowly(fleet)
+    proxy.pause(to_server=False)
+    until(lambda: fleet.states([id])[id] == "running", "the claim is committed")
+    proxy.drop()
+    proxy.restore()
+    fleet.until_all([id])
+    assert leader.alive
+    [start] = fleet.events("start", job=id)
+    assert start.attempt == 2
+    assert fleet.job(id)["failures"] == 0
+
+
+def test_claim_under_way_when_the_connection_breaks_is_ended_before_the_next_one(
+    fleet: Fleet, proxy: TcpProxy, postgres_dsn: str
+) -> None:
+    """It would commit after its owner has looked what the database believes it to run, and nobody would run the job."""
     leader = fleet.start_leader(dsn=conninfo.make_conninfo(postgres_dsn, port=proxy.port), **CALM)
     id = claim_slowly(fleet)
     proxy.drop()
@@ -75,4 +92,5 @@ def test_claim_that_commits_after_its_leader_was_killed_is_rescued(
     fleet.until_leads(standby)
     fleet.until_all([id])
     assert not overlaps(fleet.events())
-    assert [event.pid for event in fleet.events("start", job=id)] == [standby.pid]
+    [start] = fleet.events("start", job=id)
+    assert (start.pid, start.attempt) == (standby.pid, 2), "the first was claimed by the one that is gone"
