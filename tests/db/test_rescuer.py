@@ -281,6 +281,34 @@ def test_replicas_of_another_lease_are_none_of_its_business(conn: Connection, ob
     assert job(conn, id)[0] == "running"
 
 
+def test_overdue_job_of_a_living_owner_is_left_to_it_and_the_owner_asked(
+    dsn: str, conn: Connection, observer: Observer
+) -> None:
+    """Its thread may run on: only the owner knows, so whoever leads settles nothing of it."""
+    conn.execute(
+        "insert into dispatcher.type (name, timeout_s, max_attempts, max_payload_bytes) values ('import', 60, 5, 1000)"
+    )
+    owner, other = register(conn), register(conn)
+    with contender(dsn, owner) as alive, contender(dsn, other) as also_alive:
+        assert alive.connect()
+        assert also_alive.connect()
+        overdue, timely = running_job(conn, owner), running_job(conn, other)
+        late = "update dispatcher.job set started_at = now() - make_interval(secs => %s) where id = %s"
+        conn.execute(late, [60 + ORPHAN_AFTER_S + 1, overdue])
+        conn.execute(late, [60 + ORPHAN_AFTER_S - 5, timely])
+        for replica in (owner, other):
+            conn.execute(f"listen dispatcher_replica_{replica}".encode())
+        observer.leads = False
+        observer.rescuer.look()
+        assert not list(conn.notifies(timeout=0.2)), "a standby asks nobody"
+        observer.leads = True
+        observer.clock.now += 10 * ORPHAN_AFTER_S
+        observer.rescuer.look()
+        heard = [(note.channel, note.payload) for note in conn.notifies(timeout=0.2)]
+    assert heard == [(f"dispatcher_replica_{owner}", "check")]
+    assert [job(conn, id)[0] for id in (overdue, timely)] == ["running", "running"]
+
+
 # Proof of death on the same host
 
 

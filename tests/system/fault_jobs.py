@@ -97,10 +97,10 @@ def hang(job: Job, ctx: Context) -> None:
 
 @executor("program", max_attempts=20, backoff=AT_ONCE)
 def program(job: Job, ctx: Context) -> None:
-    """Runs a program that writes its number and its parent's, then ticks; in later attempts there is nothing to do."""
+    """In the first attempt a program that heeds nothing: it writes its number and its parent's, then ticks."""
     note(job, "start")
     if job.attempt == 1:
-        script = 'echo $$ $PPID > "$1.new"; mv "$1.new" "$1"; while :; do : > "$2"; sleep 0.01; done'
+        script = 'trap "" TERM; echo $$ $PPID > "$1.new"; mv "$1.new" "$1"; while :; do : > "$2"; sleep 0.01; done'
         run_program(["/bin/sh", "-c", script, "sh", job.payload["pids"], job.payload["ticks"]], ctx=ctx)
     note(job, "end")
 

@@ -71,6 +71,17 @@ def test_program_that_outlives_its_replica_is_killed_before_its_job_runs_again(f
                 continue
 
 
+def test_program_that_heeds_no_stop_is_gone_before_its_job_runs_again(fleet: Fleet) -> None:
+    leader, standby = fleet.start_pair(shutdown_grace="400ms", orphan_after="60s")
+    id, _, _ = start_program(fleet)
+    leader.send(signal.SIGTERM)
+    assert leader.wait() == 0
+    fleet.until_all([id])
+    [_, again] = fleet.events("start", job=id)
+    assert again.pid == standby.pid
+    assert last_tick(fleet) < again.t
+
+
 def test_replica_told_to_stop_ends_although_the_database_is_silent(
     postgres: EmbeddedPostgres, postgres_dsn: str, tmp_path: Path
 ) -> None:

@@ -163,3 +163,24 @@ def test_it_strikes_on_time_neither_early_nor_much_later() -> None:
         lived = time.clock_gettime(time.CLOCK_BOOTTIME) - armed
     assert 0.5 <= lived < 2.0
     assert time.monotonic() - began < 5
+
+
+def test_the_timer_runs_on_while_the_machine_sleeps() -> None:
+    """An owner's time must not stand still while others count."""
+    with start(
+        """
+        fence.arm(boottime() + 60)
+        print(open("/proc/self/timers").read().replace("\\n", " "), flush=True)
+        """
+    ) as process:
+        assert "ClockID: 7" in line(process), "CLOCK_BOOTTIME"
+
+
+def test_trust_is_counted_on_the_clock_that_runs_on_while_the_machine_sleeps() -> None:
+    """A namespace in which the machine has slept for a day, as its clocks tell it."""
+    program = "from dispatcher.fence import boottime; import time; print(boottime() - time.monotonic())"
+    command = ["unshare", "--user", "--map-root-user", "--time", "--boottime", "86400", "--monotonic", "0"]
+    if subprocess.run(["sh", "-c", '"$@" true', "sh", *command], check=False, capture_output=True).returncode:
+        pytest.skip("unshare makes no namespace for the time here")
+    slept = subprocess.run([*command, sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    assert float(slept.stdout) > 86000

@@ -249,6 +249,24 @@ def test_payload_and_context_reach_the_executor(pool: Pool) -> None:
     assert ctx.deadline == pytest.approx(execution.started_at + 5.0, abs=0.5)  # from the start, not the claim
 
 
+def test_time_that_a_job_waits_for_a_thread_does_not_count_against_its_timeout(pool: Pool) -> None:
+    """It was claimed ahead, behind a job that turned out to be slow: it would time out before its first line."""
+    leave, left = threading.Event(), list[float]()
+
+    def first(_job: Job, _ctx: Context) -> None:
+        assert leave.wait(10)
+
+    def second(_job: Job, ctx: Context) -> None:
+        assert ctx.deadline is not None
+        left.append(ctx.deadline - time.monotonic())
+
+    pool.submit(pool.make(first), pool.make(second, timeout_s=0.5))
+    time.sleep(0.6)  # its timeout goes by while it waits
+    leave.set()
+    pool.wait(2)
+    assert 0.3 < left[0] <= 0.5
+
+
 def test_executing_is_what_a_thread_has_not_come_back_from(pool: Pool) -> None:
     entered, leave = threading.Event(), threading.Event()
 
