@@ -298,6 +298,14 @@ class Jobs(RuleBasedStateMachine):
         else:
             self.model.limits[type] = own
 
+    @rule(door=doors, type=types, limit=st.sampled_from([1, 2, None]))
+    def set_tenant_limit(self, door: str, type: str, limit: int | None) -> None:
+        self.door(door).set_limit(type, tenant_limit=limit)
+        if (own := limit or TYPES[type].tenant_limit) is None:
+            self.model.tenant_limits.pop(type, None)
+        else:
+            self.model.tenant_limits[type] = own
+
     @rule(door=doors, name=names, type=types, payload=payloads, given=options, key=st.sampled_from([None, "k"]))
     def add_schedule(
         self, door: str, name: str, type: str, payload: Any, given: dict[str, Any], key: str | None
@@ -447,6 +455,26 @@ class Jobs(RuleBasedStateMachine):
         kinds = [one if isinstance(one, str) else [reason.kind for reason in one.reasons] for one in explained]
         assert kinds == [kinds[0]] * 3
         assert (kinds[0] == "refused: JobNotFound") is (job not in self.model.jobs)
+
+        if job in self.model.jobs and self.model.jobs[job].state in FINAL:
+            results = [self._look(name, "result", job) for name in ("client", "async", "http")]
+            assert results == [results[0]] * 3
+            assert (results[0] == "refused: JobFailed") is (self.model.jobs[job].state in ("failed", "canceled"))
+            assert [self._look(name, "wait", job) for name in ("client", "async", "http")] == [want] * 3
+
+    @rule(
+        state=st.none() | st.sampled_from([*OPEN, *FINAL]), type=st.none() | types,
+        tenant=st.sampled_from([None, None, "x"]), parent=st.none() | batches, limit=st.sampled_from([2, 1000]),
+    )  # fmt: skip
+    def every_door_lists_the_same(
+        self, state: str | None, type: str | None, tenant: str | None, parent: int | None, limit: int
+    ) -> None:
+        wanted = {"state": state, "type": type, "tenant": tenant, "parent": parent}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        jobs = [job for job in self.model.jobs.values() if all(getattr(job, n) == v for n, v in given.items())]
+        ids = sorted((job.id for job in jobs), reverse=True)[:limit]
+        for name in ("client", "async", "http", "cli"):
+            assert [job.id for job in self.door(name).list(**given, limit=limit)] == ids, name
 
     def _look(self, door: str, method: str, job: int) -> Any:
         return told(lambda: getattr(self.door(door), method)(job))
