@@ -7,6 +7,7 @@ with a star for the minute or the hour goes by real time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -22,6 +23,8 @@ TOLERANCE = timedelta(minutes=1)  # `skip` leaves out what is due for longer
 MOST_AT_ONCE = 500  # jobs in one transaction when all are caught up
 SECOND = timedelta(seconds=1)
 NEAR = timedelta(days=2)  # more than any shift of a clock
+_LONG_STEP = re.compile(r"/[0-9]{5}")  # these two CronSim lets pass, and PostgreSQL's own check does not
+_LAST_BY_STEPS = re.compile(r"LW?/", re.IGNORECASE)
 LOOK_BACK = (timedelta(minutes=5), timedelta(hours=5), timedelta(days=5), timedelta(days=70), timedelta(days=800))
 
 
@@ -49,6 +52,10 @@ class Cron:
             raise InvalidSchedule(
                 "a cron expression has five fields: minute, hour, day of the month, month, day of the week;"
                 f" it is {expression!r:.100}"
+            )
+        if _LONG_STEP.search(expression) or _LAST_BY_STEPS.search(expression.split()[2]):
+            raise InvalidSchedule(
+                f"the cron expression {expression!r:.100} is wrong: a step has up to 4 digits, and none goes with L"
             )
         cron = cls(expression, place)
         cron.after(datetime(2000, 1, 1, tzinfo=UTC))

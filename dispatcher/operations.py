@@ -26,6 +26,7 @@ from dispatcher.options import (
     misfits,
     parse_payload,
     seconds,
+    several,
 )
 from dispatcher.outcome import encode
 from dispatcher.queries import fleet, jobs, schedules
@@ -192,7 +193,7 @@ class Operations:
         """The payloads as JSON texts, all checked."""
         fits = yield from self._fits(checked_type(type))
         texts: list[str] = []
-        for at, payload in enumerate(payloads, 1):
+        for at, payload in enumerate(several(payloads), 1):
             try:
                 texts.append(encode_payload(payload))
                 if fits:

@@ -54,9 +54,9 @@ def encode_options(options: Options, **more: Any) -> str:
         raise InvalidOption(f"the options cannot be written as JSON: {exc}") from None
 
 
-def encode_keys(unique_keys: Sequence[str | None], count: int) -> list[str | None]:
+def encode_keys(unique_keys: object, count: int) -> list[str | None]:
     """A unique key, or None, for each of so many payloads; raises InvalidOption."""
-    if isinstance(unique_keys, str) or len(unique_keys) != count:
+    if not isinstance(unique_keys, Sequence) or isinstance(unique_keys, str | bytes) or len(unique_keys) != count:
         raise InvalidOption(f"there must be a unique key, or None, for each of the {count} payloads")
     return [None if key is None else checked_key(key) for key in unique_keys]
 
@@ -111,6 +111,13 @@ def job_id(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
         raise InvalidOption(f"{name} takes the id of a job, not {value!r:.100}")
     return value
+
+
+def several(payloads: Any) -> Iterable[Any]:
+    """The payloads of many jobs; raises InvalidPayload where they cannot be gone through."""
+    if isinstance(payloads, str | bytes) or not isinstance(payloads, Iterable):
+        raise InvalidPayload(f"the payloads must be several, such as a list of dicts, not {json_name(payloads)}")
+    return payloads
 
 
 def encode_payload(payload: Any) -> str:

@@ -120,7 +120,7 @@ def retry(ids: tuple[int, ...], failed: bool, yes: bool, dry_run: bool, **given:
             act_on_each(ids, db.retry)
         elif agreed := _agreed(db, filters, "be retried", yes=yes, dry_run=dry_run):
             done = db.retry_where(**agreed)
-            _report(done._asdict(), "retried, locked or with their unique key taken")
+            _report(done._asdict(), "retried: locked, their unique key taken, or a batch without failed jobs")
 
 
 @click.command()

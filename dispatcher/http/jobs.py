@@ -25,6 +25,7 @@ from dispatcher.options import (
     encode_options,
     encode_payload,
     seconds,
+    several,
 )
 from dispatcher.outcome import encode
 from dispatcher.queries.explain import Explanation
@@ -191,7 +192,7 @@ def _job(type: str, options: dict[str, Any], payload: str) -> str:
 def _texts(payloads: Iterable[Any]) -> list[str]:
     """The payloads as JSON texts; an error counts them from 1."""
     texts: list[str] = []
-    for at, payload in enumerate(payloads, 1):
+    for at, payload in enumerate(several(payloads), 1):
         try:
             texts.append(encode_payload(payload))
         except InvalidPayload as exc:

@@ -193,7 +193,8 @@ begin
     return coalesce(cardinality(done.revived), 0);
 end $$;
 
--- One step of retry_where: from `before` on, at most `most` jobs. Each runs again just as by dispatcher.retry. Passed by and counted
+-- One step of retry_where: from `before` on, at most `most` jobs. Each runs again just as by dispatcher.retry, a batch also by a job
+-- of it that does. Passed by and counted
 -- as skipped: what somebody holds locked, what has changed meanwhile, and whose unique key another unfinished job has. Locks that are
 -- not foreseen, such as those of a key that is being enqueued, of a batch's job or of one that comes after, are waited for so
 -- shortly that no circle comes about: of two who wait for each other PostgreSQL would end any.
@@ -227,6 +228,10 @@ begin
         end;
     end loop;
     foreach one in array alone loop
+        if exists (select from dispatcher.batch b join dispatcher.job j on j.id = b.job_id where b.job_id = one and j.state = 'running') then
+            retried := retried + 1;
+            continue;
+        end if;
         begin
             -- dispatcher.retry waits for locks, the batch's first: so whoever has one of them is found out before, in that order.
             select j.parent_id into parent from dispatcher.job j where j.id = one;

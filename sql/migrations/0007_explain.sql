@@ -110,6 +110,14 @@ begin
     end if;
 end $$;
 
+-- None where the type is not paused.
+create function dispatcher.explain_pause(type text) returns jsonb[]
+stable language sql as $$
+    select coalesce(array_agg(dispatcher.reason('paused',
+        format('the type %L is paused since %s', t.name, dispatcher.spell_time(t.paused_at)) || coalesce(', by ' || t.paused_by, ''),
+        jsonb_build_object('since', t.paused_at, 'by', t.paused_by))), '{}')
+    from dispatcher.types t where t.name = explain_pause.type and t.paused_at is not null $$;
+
 -- What holds back a pending job of this type and tenant: pause, limits, rate.
 create function dispatcher.explain_limits(type text, tenant text, lease integer, leader integer) returns jsonb[]
 stable language plpgsql as $$
@@ -121,7 +129,7 @@ declare
     busy record;
 begin
     -- Jobs without a tenant have no limit per tenant.
-    select t.paused_at, t.paused_by, t.max_running as most, t.max_running_from as most_by,
+    select t.max_running as most, t.max_running_from as most_by,
            case when explain_limits.tenant <> '' then coalesce(own.max_running, t.tenant_max_running) end as tenant_most,
            case when own.max_running is null then t.tenant_max_running_from else 'database' end as tenant_by,
            t.rate, t.rate_from as rate_by, h.held_until, coalesce(t.pool, 'thread') as pool
@@ -146,12 +154,7 @@ begin
     left join dispatcher.type t on t.name = j.type
     where j.state = 'running';
 
-    if rule.paused_at is not null then
-        reasons := reasons || dispatcher.reason('paused',
-            format('the type %L is paused since %s', type, dispatcher.spell_time(rule.paused_at))
-            || coalesce(', by ' || rule.paused_by, ''),
-            jsonb_build_object('since', rule.paused_at, 'by', rule.paused_by));
-    end if;
+    reasons := dispatcher.explain_pause(type);
     if busy.of_type >= rule.most then
         reasons := reasons || dispatcher.reason('limit',
             format('the limit of the type %L is reached: %s of %s run', type, busy.of_type, rule.most)
@@ -306,9 +309,10 @@ begin
             || case when j.failures > 0 then format(', after %s of %s failures', j.failures, coalesce(j.max_attempts::text, 'so many'))
                     || coalesce('; the last one: ' || dispatcher.spell_error(j.error), '') else '' end,
             jsonb_build_object('until', j.run_at, 'between_tries', j.failures > 0, 'failures', j.failures,
-                               'max_attempts', j.max_attempts, 'error', j.error ->> 'message'));
+                               'max_attempts', j.max_attempts, 'error', j.error ->> 'message'))
+            || dispatcher.explain_pause(j.type);
     when 'blocked' then
-        reasons := dispatcher.explain_waiting(j.id) || unserved;
+        reasons := dispatcher.explain_waiting(j.id) || unserved || dispatcher.explain_pause(j.type);
     when 'running' then
         reasons := array[coalesce(
             dispatcher.explain_batch(j.id),
@@ -330,6 +334,7 @@ end $$;
 
 revoke all on function dispatcher.reason(text, text, jsonb), dispatcher.spell_time(timestamptz),
     dispatcher.spell_jobs(bigint[], bigint), dispatcher.spell_error(jsonb), dispatcher.explain_service(text),
+    dispatcher.explain_pause(text),
     dispatcher.explain_limits(text, text, integer, integer),
     dispatcher.count_ahead(text, text, smallint, bigint, integer), dispatcher.explain_waiting(bigint),
     dispatcher.explain_running(timestamptz, integer, integer, double precision, boolean, boolean),

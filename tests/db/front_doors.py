@@ -201,6 +201,9 @@ class Command:
         told = self("job", "show", str(id))
         return http_job({name: value for name, value in told.items() if name != "after"})
 
+    def list(self, **filters: Any) -> Any:
+        return [http_job(told) for told in self("job", "list", *_flags(filters))]
+
     def cancel(self, id: int) -> str:
         return str(self("job", "cancel", str(id))["state"])
 

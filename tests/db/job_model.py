@@ -262,7 +262,7 @@ class Model:
         done = {job.id for group in together for job in group}
         skipped = 0
         for job in matched:
-            if job.id not in done:
+            if job.id not in done and not (job.batch is not None and job.state == "running"):  # by a job of it
                 try:
                     if job.state != states[job.id]:
                         raise Refused("it has changed meanwhile")

@@ -110,7 +110,7 @@ def test_retry_says_how_many_it_passed_by(run: Run, conn: Conn) -> None:
     conn.execute("update dispatcher.job set unique_key = 'k' where id in (1, 7)")
     result = run("retry", "--failed", "--yes")
     assert result.stdout == "4 retried\n"
-    assert result.stderr == "1 not retried, locked or with their unique key taken\n"
+    assert result.stderr == "1 not retried: locked, their unique key taken, or a batch without failed jobs\n"
 
 
 def test_purge_by_flags(run: Run, conn: Conn) -> None:

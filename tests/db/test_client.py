@@ -495,3 +495,15 @@ def test_what_is_no_type_is_one_line(client: Client) -> None:
     for method in (client.pause, client.resume, client.set_limit):
         with pytest.raises(UnknownType):
             method(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("payloads", [5, None, "{}", b"{}"])
+def test_payloads_that_are_not_several_are_refused_in_one_line(client: Client, payloads: Any) -> None:
+    with pytest.raises(InvalidPayload, match="payloads must be several"):
+        client.enqueue_many("any", payloads)
+    with pytest.raises(InvalidPayload, match="payloads must be several"):
+        client.enqueue_many_unique("any", payloads, [])
+    with pytest.raises(InvalidPayload, match="payloads must be several"):
+        client.batch("any", payloads)
+    with pytest.raises(InvalidOption, match="there must be a unique key"):
+        client.enqueue_many_unique("any", [{}], payloads)

@@ -14,8 +14,10 @@ import pytest
 from dispatcher.async_client import AsyncClient
 from dispatcher.client import Client
 from dispatcher.errors import InvalidOption
+from dispatcher.job import State
 from dispatcher.queries.ended import Purged, Retried
 from tests.db.front_door import end, publish
+from tests.db.linking import Linking
 from tests.db.running import open_transaction, state, value
 
 Conn = psycopg.Connection[Any]
@@ -343,6 +345,16 @@ def test_retry_beside_an_enqueue_of_the_same_keys_ends_neither(client: Client, d
         own.commit()
         assert client.enqueue_unique("any", unique_key="b", conn=enqueuing) == (newer, False)
     assert (state(conn, older), state(conn, newer)) == ("failed", "pending")
+
+
+def test_batch_that_matches_beside_its_children_runs_again_with_them(client: Client, dsn: str, conn: Conn) -> None:
+    batches = [client.batch("any", [{}] * count) for count in (1, 2)]
+    linking = Linking(dsn)
+    linking.run(State.FAILED, type="any")
+    linking.close()
+    assert client.count_ended(state="failed") == 5
+    assert client.retry_where(state="failed") == Retried(5, 0), "nobody held a lock, and nothing has a key"
+    assert [state(conn, id) for id in batches] == ["running", "running"]
 
 
 def test_purge_spares_what_unfinished_jobs_may_read(client: Client, conn: Conn) -> None:

@@ -181,6 +181,17 @@ def test_paused_type(conn: Connection, client: Client, leader: Lease) -> None:
     assert reason.text.endswith(", by ada")
 
 
+def test_job_of_a_paused_type_that_waits_for_something_else_first_tells_both(
+    conn: Connection, client: Client, leader: Lease
+) -> None:
+    first = enqueue(conn, "limited")
+    later, behind = enqueue(conn, delay="1h"), enqueue(conn, after=first)
+    assert [kinds(client.explain(id)) for id in (later, behind)] == [["scheduled"], ["waits_for"]]
+    client.pause("quick")
+    assert [kinds(client.explain(id)) for id in (later, behind)] == [["scheduled", "paused"], ["waits_for", "paused"]]
+    assert "scheduled" in client.explain(later).summary
+
+
 def test_full_limit_names_the_jobs_that_fill_it(
     dsn: str, conn: Connection, client: Client, leader: Lease, replica: int
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -131,25 +132,25 @@ def test_text_that_cannot_be_stored_is_refused_in_one_line(
 
 def refuse_text(door: Any, no: Callable[[Callable[[], Any]], None], name: str, bad: str) -> None:
     for payload in ({"x": bad}, {bad: 1}, {"x": [{"y": bad}]}):
-        no(lambda payload=payload: door.enqueue_unique("quick", payload))
-        no(lambda payload=payload: door.enqueue_many("quick", [{}, payload]))
-        no(lambda payload=payload: door.batch("quick", [{}, payload]))
-        no(lambda payload=payload: door.batch("quick", [{}], callback=Callback("quick", payload)))
-        no(lambda payload=payload: door.add_schedule("s", "0 0 1 1 *", "quick", payload))
+        no(partial(door.enqueue_unique, "quick", payload))
+        no(partial(door.enqueue_many, "quick", [{}, payload]))
+        no(partial(door.batch, "quick", [{}, payload]))
+        no(partial(door.batch, "quick", [{}], callback=Callback("quick", payload)))
+        no(partial(door.add_schedule, "s", "0 0 1 1 *", "quick", payload))
     for option in ("tenant", "unique_key"):
-        no(lambda option=option: door.enqueue_unique("quick", {}, **{option: bad}))
-        no(lambda option=option: door.add_schedule("s", "0 0 1 1 *", "quick", {}, **{option: bad}))
-    no(lambda: door.enqueue_unique(bad, {}))
-    no(lambda: door.pause(bad))
-    no(lambda: door.set_limit("quick", limit=1, tenant=bad))
+        no(partial(door.enqueue_unique, "quick", {}, **{option: bad}))
+        no(partial(door.add_schedule, "s", "0 0 1 1 *", "quick", {}, **{option: bad}))
+    no(partial(door.enqueue_unique, bad, {}))
+    no(partial(door.pause, bad))
+    no(partial(door.set_limit, "quick", limit=1, tenant=bad))
     for act in (door.pause_schedule, door.trigger_schedule, door.remove_schedule):
-        no(lambda act=act: act(bad))
-    no(lambda: door.add_schedule(bad, "0 0 1 1 *", "quick", {}))
-    no(lambda: door.add_schedule("s", bad, "quick", {}))
+        no(partial(act, bad))
+    no(partial(door.add_schedule, bad, "0 0 1 1 *", "quick", {}))
+    no(partial(door.add_schedule, "s", bad, "quick", {}))
     if name != "http":
         for field in ("type", "tenant", "kind", "message"):
-            no(lambda field=field: door.retry_where(**{field: bad}))
-            no(lambda field=field: door.count_ended(**{field: bad}))
+            no(partial(door.retry_where, **{field: bad}))
+            no(partial(door.count_ended, **{field: bad}))
 
 
 @pytest.mark.parametrize("name", DOORS)
@@ -158,17 +159,17 @@ def test_names_too_long_and_numbers_that_are_none_are_refused_in_one_line(
 ) -> None:
     door, no = doors[name], refuses(name)
     for number in NUMBERS:
-        no(lambda number=number: door.enqueue_unique("quick", {"x": number}))
-        no(lambda number=number: door.enqueue_many("quick", [{"x": [number]}]))
-        no(lambda number=number: door.enqueue_unique("quick", {}, delay=number))
-        no(lambda number=number: door.enqueue_unique("quick", {}, timeout=number))
+        no(partial(door.enqueue_unique, "quick", {"x": number}))
+        no(partial(door.enqueue_many, "quick", [{"x": [number]}]))
+        no(partial(door.enqueue_unique, "quick", {}, delay=number))
+        no(partial(door.enqueue_unique, "quick", {}, timeout=number))
     for option in ("tenant", "unique_key"):
-        no(lambda option=option: door.enqueue_unique("quick", {}, **{option: TOO_LONG}))
-        no(lambda option=option: door.enqueue_unique("quick", {}, **{option: ""}))
+        no(partial(door.enqueue_unique, "quick", {}, **{option: TOO_LONG}))
+        no(partial(door.enqueue_unique, "quick", {}, **{option: ""}))
     for type in (TOO_LONG, "a" * 100_000, "", *TEXTS):
-        no(lambda type=type: door.enqueue_unique(type, {}))
-        no(lambda type=type: door.pause(type))
-        no(lambda type=type: door.trigger_schedule(type))
+        no(partial(door.enqueue_unique, type, {}))
+        no(partial(door.pause, type))
+        no(partial(door.trigger_schedule, type))
     assert jobs(conn) == 0
     assert door.enqueue_unique("quick", {})[1]
 
@@ -194,18 +195,18 @@ def refuse_levels(door: Any, conn: psycopg.Connection[Any], name: str, levels: i
             with pytest.raises(psycopg.errors.DatabaseError, match="nested too deeply; the limit is 500 levels"):
                 conn.execute(query, (payload,))
     elif name == "cli":
-        no(lambda: door("enqueue", "quick", payload))
-        no(lambda: door("enqueue", "quick", "-", stdin=payload))
-        no(lambda: door("enqueue", "quick", "--file", "-", stdin="{}\n" + payload))
-        no(lambda: door("enqueue", "quick", "--file", "-", "--batch", stdin="{}\n" + payload))
-        no(lambda: door("schedule", "add", "s", "0 0 1 1 *", "quick", payload))
+        no(partial(door, "enqueue", "quick", payload))
+        no(partial(door, "enqueue", "quick", "-", stdin=payload))
+        no(partial(door, "enqueue", "quick", "--file", "-", stdin="{}\n" + payload))
+        no(partial(door, "enqueue", "quick", "--file", "-", "--batch", stdin="{}\n" + payload))
+        no(partial(door, "schedule", "add", "s", "0 0 1 1 *", "quick", payload))
     else:
         deep = nested(levels)
-        no(lambda: door.enqueue_unique("quick", deep))
-        no(lambda: door.enqueue_many("quick", [{}, deep]))
-        no(lambda: door.batch("quick", [deep]))
-        no(lambda: door.batch("quick", [{}], callback=Callback("quick", deep)))
-        no(lambda: door.add_schedule("s", "0 0 1 1 *", "quick", deep))
+        no(partial(door.enqueue_unique, "quick", deep))
+        no(partial(door.enqueue_many, "quick", [{}, deep]))
+        no(partial(door.batch, "quick", [deep]))
+        no(partial(door.batch, "quick", [{}], callback=Callback("quick", deep)))
+        no(partial(door.add_schedule, "s", "0 0 1 1 *", "quick", deep))
 
 
 @pytest.mark.parametrize("name", DOORS)

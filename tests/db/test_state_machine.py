@@ -261,6 +261,25 @@ class Jobs(RuleBasedStateMachine):
         got = told(lambda: self.door(door).retry(job))
         agree(got, told(lambda: self.model.retry(job, self.world.callback_of)))
 
+    @rule(door=doors, at=st.integers(0, 99))
+    def retry_troubled(self, door: str, at: int) -> None:
+        if troubled := [job.id for job in self.model.jobs.values() if job.state in AGAIN]:
+            self.retry(door, troubled[at % len(troubled)])
+
+    @rule(
+        target=jobs, door=doors, type=types, at=st.lists(st.integers(0, 99), min_size=1, max_size=2),
+        on_failure=st.sampled_from(["cancel", "run"]),
+    )  # fmt: skip
+    def follow(self, door: str, type: str, at: list[int], on_failure: str) -> Any:
+        """A job after the latest ones."""
+        latest = sorted(self.model.jobs, reverse=True)[:4]
+        if not latest:
+            return multiple()
+        tenant = self.model.jobs[latest[at[0] % len(latest)]].tenant
+        after = {latest[one % len(latest)] for one in at}
+        given = {"after": sorted(id for id in after if self.model.jobs[id].tenant == tenant), "on_failure": on_failure}
+        return self._enqueue(door, type, {}, given | ({} if tenant is None else {"tenant": tenant}))
+
     @rule(door=database_doors, states=states, type=st.none() | types, kind=st.sampled_from([None, None, "fail"]))
     def retry_where(self, door: str, states: list[str], type: str | None, kind: str | None) -> None:
         filters, matched = self._matching(states, type, kind)
@@ -280,23 +299,19 @@ class Jobs(RuleBasedStateMachine):
         given = {name: value for name, value in filters.items() if value is not None}
         return given, self.model.matching(states, type, None, kind)
 
-    @rule(door=doors, type=types)
-    def pause(self, door: str, type: str) -> None:
-        assert self.door(door).pause(type) == (type not in self.model.paused)
-        self.model.paused.add(type)
+    @rule(door=doors, type=types, paused=st.sampled_from([True, False, False]))
+    def pause(self, door: str, type: str, paused: bool) -> None:
+        act = self.door(door).pause if paused else self.door(door).resume
+        assert act(type) is (paused is not (type in self.model.paused))
+        (self.model.paused.add if paused else self.model.paused.discard)(type)
 
-    @rule(door=doors, type=types)
-    def resume(self, door: str, type: str) -> None:
-        assert self.door(door).resume(type) == (type in self.model.paused)
-        self.model.paused.discard(type)
-
-    @rule(door=doors, type=types, limit=st.sampled_from([1, 2, None]))
-    def set_limit(self, door: str, type: str, limit: int | None) -> None:
-        self.door(door).set_limit(type, limit=limit)
-        if (own := limit or TYPES[type].limit) is None:
-            self.model.limits.pop(type, None)
-        else:
-            self.model.limits[type] = own
+    @rule(door=doors, type=types, limit=st.sampled_from([1, 2, None]), of_tenants=st.booleans())
+    def set_limit(self, door: str, type: str, limit: int | None, of_tenants: bool) -> None:
+        self.door(door).set_limit(type, **{"tenant_limit" if of_tenants else "limit": limit})
+        known = self.model.tenant_limits if of_tenants else self.model.limits
+        known.pop(type, None)
+        if own := limit or (TYPES[type].tenant_limit if of_tenants else TYPES[type].limit):
+            known[type] = own
 
     @rule(door=doors, name=names, type=types, payload=payloads, given=options, key=st.sampled_from([None, "k"]))
     def add_schedule(
@@ -307,13 +322,18 @@ class Jobs(RuleBasedStateMachine):
         paused = name in self.model.schedules and self.model.schedules[name].paused
         self.model.schedules[name] = Schedule(type, payload, given, paused)
 
-    @rule(door=doors, name=names, paused=st.booleans())
-    def pause_schedule(self, door: str, name: str, paused: bool) -> None:
+    @rule(door=doors, name=names, act=st.sampled_from(["pause", "resume", "remove"]))
+    def change_schedule(self, door: str, name: str, act: str) -> None:
         found = self.model.schedules.get(name)
-        want = "refused: ScheduleNotFound" if found is None else found.paused != paused
-        act = self.door(door).pause_schedule if paused else self.door(door).resume_schedule
-        if agree(told(lambda: act(name)), want) and found is not None:
-            found.paused = paused
+        got = told(lambda: getattr(self.door(door), f"{act}_schedule")(name))
+        if found is None:
+            agree(got, "refused: ScheduleNotFound")
+        elif act == "remove":
+            assert got is None
+            del self.model.schedules[name]
+        else:
+            assert got is (found.paused is not (act == "pause"))
+            found.paused = act == "pause"
 
     @rule(target=jobs, door=doors, name=names)
     def trigger_schedule(self, door: str, name: str) -> Any:
@@ -324,11 +344,6 @@ class Jobs(RuleBasedStateMachine):
             return multiple()
         assert got == self.model.enqueue([got], found.type, found.payload, **found.options)[0]
         return got
-
-    @rule(door=doors, name=names)
-    def remove_schedule(self, door: str, name: str) -> None:
-        want = None if self.model.schedules.pop(name, None) else "refused: ScheduleNotFound"
-        agree(told(lambda: self.door(door).remove_schedule(name)), want)
 
     # The fleet works.
 
@@ -356,8 +371,20 @@ class Jobs(RuleBasedStateMachine):
             assert want is self.world.fleet.settle(member, execution)
             assert want
 
-    @rule(at=st.integers(0, 99), member=st.integers(0, 1))
-    def give_back(self, at: int, member: int) -> None:
+    @rule(ends=st.lists(st.sampled_from(sorted(ENDS)), min_size=1, max_size=4), link=st.booleans())
+    def work(self, ends: list[str], link: bool) -> None:
+        """All that can run does, and ends."""
+        self.promote()
+        self.claim(20)
+        at = 0
+        while self._running(0):
+            self.run(0, ends[at % len(ends)])
+            at += 1
+        if link:
+            self.link()
+
+    @rule(at=st.integers(0, 99))
+    def give_back(self, at: int) -> None:
         if found := self._running(at):
             owner, execution = found
             self.world.fleet.give_back(owner, execution)
@@ -447,6 +474,26 @@ class Jobs(RuleBasedStateMachine):
         kinds = [one if isinstance(one, str) else [reason.kind for reason in one.reasons] for one in explained]
         assert kinds == [kinds[0]] * 3
         assert (kinds[0] == "refused: JobNotFound") is (job not in self.model.jobs)
+
+        if job in self.model.jobs and self.model.jobs[job].state in FINAL:
+            results = [self._look(name, "result", job) for name in ("client", "async", "http")]
+            assert results == [results[0]] * 3
+            assert (results[0] == "refused: JobFailed") is (self.model.jobs[job].state in ("failed", "canceled"))
+            assert [self._look(name, "wait", job) for name in ("client", "async", "http")] == [want] * 3
+
+    @rule(
+        state=st.none() | st.sampled_from([*OPEN, *FINAL]), type=st.none() | types,
+        tenant=st.sampled_from([None, None, "x"]), parent=st.none() | batches, limit=st.sampled_from([2, 1000]),
+    )  # fmt: skip
+    def every_door_lists_the_same(
+        self, state: str | None, type: str | None, tenant: str | None, parent: int | None, limit: int
+    ) -> None:
+        wanted = {"state": state, "type": type, "tenant": tenant, "parent": parent}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        jobs = [job for job in self.model.jobs.values() if all(getattr(job, n) == v for n, v in given.items())]
+        ids = sorted((job.id for job in jobs), reverse=True)[:limit]
+        for name in ("client", "async", "http", "cli"):
+            assert [job.id for job in self.door(name).list(**given, limit=limit)] == ids, name
 
     def _look(self, door: str, method: str, job: int) -> Any:
         return told(lambda: getattr(self.door(door), method)(job))
