@@ -37,6 +37,9 @@ class Collector:
     def stack(self, execution: Execution) -> str | None:
         return None
 
+    def lost(self, stuck: int) -> int:
+        return stuck
+
     def start(self) -> None:
         pass
 
