@@ -14,7 +14,7 @@ from types import FrameType
 
 import psycopg
 
-from dispatcher import sdnotify, supervised
+from dispatcher import own_file, sdnotify, supervised
 from dispatcher.db import first_line
 from dispatcher.errors import GRANT_HINT, DispatcherError, SchemaError
 from dispatcher.executor import Registry
@@ -23,6 +23,7 @@ from dispatcher.identity import Identity
 from dispatcher.job import CancelReason
 from dispatcher.leftovers import write_leftovers
 from dispatcher.ops import Ops
+from dispatcher.own_file import OwnFile
 from dispatcher.replica import Replica, Service
 from dispatcher.services.lease import ReplicaGone
 from dispatcher.settings import Settings, load
@@ -30,6 +31,7 @@ from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.daemon")
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SWITCH_INTERVAL_S = 0.0005  # with Python's 5 ms, eight busy threads made a 20 ms sleeper wake 69 ms late
 GC_OBJECTS = 50_000  # a collection per 700 objects, while thousands of jobs are in flight, was a fifth of the work
 SOFT_STOP = 0.75  # of the grace: jobs that still run are asked to stop
@@ -59,6 +61,9 @@ class Daemon:
         gc.set_threshold(GC_OBJECTS, 10, 10)
         gc.freeze()
         identity = Identity()
+        self._lock_file = OwnFile(identity.lock_fd)
+        own_file.let_go_in_children()
+        os.register_at_fork(after_in_child=_die_of_signals)
         supervised.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
@@ -74,6 +79,7 @@ class Daemon:
             raise DispatcherError(f"the database failed at start: {first_line(exc)}") from exc
         finally:
             supervised.disinherit(identity.lock_fd)
+            self._lock_file.forget()
             identity.close()
 
     def _serve_metrics(self) -> None:
@@ -86,7 +92,7 @@ class Daemon:
             raise
 
     def _run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in HANDLED:
             signal.signal(number, self._on_signal)
         heart = self._spawn("heart", self._replica.heart, self._halt_heart)
         threads = [self._spawn(name, service, self._halt) for name, service in self._replica.services.items()]
@@ -101,7 +107,12 @@ class Daemon:
         except BaseException as exc:  # such as what a job raises in other threads
             self._fatal = exc
             log.exception("the main thread failed")
-        self._drain()
+        try:
+            self._drain()
+        except BaseException as exc:
+            self._fatal = self._fatal or exc
+            log.exception("could not drain")
+            self._exit_now("its jobs are left to whoever sees this process dead")
         self._end(threads, self._halt)
         # Last: without its session this replica counts as gone, and whoever sees that for long enough ends the process.
         self._end([heart], self._halt_heart)
@@ -177,6 +188,7 @@ class Daemon:
 
     def _look_after(self) -> None:
         """Feeds the watchdog while all goes on; asks jobs to stop when the database has been silent for long."""
+        self._lock_file.check()
         self._fitness.look()
         if self._replica.heart.progressing and self._fitness.stalled() is None:
             sdnotify.notify("WATCHDOG=1")
@@ -267,3 +279,9 @@ class Daemon:
         log.warning("ends at once: %s", reason)
         logging.shutdown()
         os._exit(0 if self._fatal is None else 1)
+
+
+def _die_of_signals() -> None:
+    """In a child that a job has forked: whoever ends it by a signal must not be heard by a daemon that it is not."""
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_DFL)

@@ -38,6 +38,8 @@ class Fitness:
                 f"jobs past their timeout hold {keeper.lost} threads or places ({types}), "
                 f"and max_stuck_threads is {self._most_stuck}"
             )
+        if dead := [pool.name for pool in self._replica.pools if pool.dead]:
+            return Unfit(f"the pool {dead[0]} runs nothing any more")
         return None if (stalled := self.stalled()) is None else Unfit(f"the {stalled} makes no progress")
 
     def stalled(self) -> str | None:

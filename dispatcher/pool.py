@@ -30,6 +30,8 @@ class Pool(Protocol):
     """How many jobs run here at once."""
     remote: bool
     """True if a job may run on when this process has died, until its fence ends it."""
+    dead: bool
+    """True once it cannot run anything any more."""
 
     @property
     def waiting(self) -> int:
@@ -71,6 +73,7 @@ class Backlog:
     """What a pool's jobs wait in, and how fast the pool is: the half of a Pool that is the same for all."""
 
     remote = False
+    dead = False
 
     def __init__(
         self,

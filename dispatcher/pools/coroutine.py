@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Raised, Returned
-from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.attempt import Attempts, end_child
 from dispatcher.pools.loop import LoopPool
 from dispatcher.pools.thread import stack_of
 
@@ -105,11 +106,16 @@ class _Threads(ThreadPoolExecutor):
 
 async def _execute(execution: Execution, ctx: Context, calls: set[Future[Any]]) -> Returned | Raised:
     _calls.set(calls)
+    process = os.getpid()
+    ending: Returned | Raised
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
-        return Returned(await execution.executor.run(ctx.job, ctx))
+        ending = Returned(await execution.executor.run(ctx.job, ctx))
     except BaseException as exc:  # noqa: BLE001 - the boundary; and what is no Exception would end the loop
-        return Raised(exc)
+        ending = Raised(exc)
+    if os.getpid() != process:
+        end_child(ending)
+    return ending
 
 
 def _stack_of(coroutine: Any) -> str:

@@ -70,7 +70,12 @@ class LoopPool(Backlog, ABC):
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        except BaseException:  # a job has raised it in this thread, or closed the loop's files
+            self.dead = True
+            log.exception("the event loop of the pool %s failed", self.name)
+            return
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()

@@ -21,6 +21,7 @@ class Collector:
     """Where claimed jobs go."""
 
     remote = False
+    dead = False
 
     def __init__(self, inflight: InFlight, size: int = 100, name: str = "thread") -> None:
         self.name = name
