@@ -14,11 +14,13 @@ from types import FrameType
 
 import psycopg
 
-from dispatcher import own_file, sdnotify, supervised
+from dispatcher import sdnotify, supervised
+from dispatcher.abort import end_without_memory
 from dispatcher.db import first_line
 from dispatcher.errors import GRANT_HINT, DispatcherError, SchemaError
 from dispatcher.executor import Registry
 from dispatcher.fitness import Fitness, Unfit
+from dispatcher.forks import HANDLED, part_with_children
 from dispatcher.identity import Identity
 from dispatcher.job import CancelReason
 from dispatcher.leftovers import write_leftovers
@@ -31,12 +33,12 @@ from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.daemon")
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SWITCH_INTERVAL_S = 0.0005  # with Python's 5 ms, eight busy threads made a 20 ms sleeper wake 69 ms late
 GC_OBJECTS = 50_000  # a collection per 700 objects, while thousands of jobs are in flight, was a fifth of the work
 SOFT_STOP = 0.75  # of the grace: jobs that still run are asked to stop
 HURRY_S = 2.0  # what is left of the grace when told to stop twice
 HARD_EXIT_S = 1.0  # from giving the last jobs back until the kernel ends this process
+LINGER_S = 4.0  # with shutdown_grace it must be below TimeoutStopSec
 END_S = 3.0  # for the services to end; who has not by then is not waited for
 
 
@@ -62,8 +64,7 @@ class Daemon:
         gc.freeze()
         identity = Identity()
         self._lock_file = OwnFile(identity.lock_fd)
-        own_file.let_go_in_children()
-        os.register_at_fork(after_in_child=_die_of_signals)
+        part_with_children()
         supervised.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
@@ -80,7 +81,14 @@ class Daemon:
         finally:
             supervised.disinherit(identity.lock_fd)
             self._lock_file.forget()
+            self._linger()
             identity.close()
+
+    def _linger(self) -> None:
+        """Threads that jobs have left behind, for which Python would wait without end, are given LINGER_S."""
+        end = threading.Timer(LINGER_S, os._exit, (0 if self._fatal is None else 1,))
+        end.daemon = True
+        end.start()
 
     def _serve_metrics(self) -> None:
         s = self._settings
@@ -105,11 +113,13 @@ class Daemon:
         try:
             self._supervise()
         except BaseException as exc:  # such as what a job raises in other threads
+            end_without_memory(exc)
             self._fatal = exc
             log.exception("the main thread failed")
         try:
             self._drain()
         except BaseException as exc:
+            end_without_memory(exc)
             self._fatal = self._fatal or exc
             log.exception("could not drain")
             self._exit_now("its jobs are left to whoever sees this process dead")
@@ -142,6 +152,7 @@ class Daemon:
                 self._fatal = exc
                 log.error("%s", exc)
             except BaseException as exc:
+                end_without_memory(exc)
                 self._fatal = exc
                 log.exception("the %s failed", name)
             finally:
@@ -279,9 +290,3 @@ class Daemon:
         log.warning("ends at once: %s", reason)
         logging.shutdown()
         os._exit(0 if self._fatal is None else 1)
-
-
-def _die_of_signals() -> None:
-    """In a child that a job has forked: whoever ends it by a signal must not be heard by a daemon that it is not."""
-    for number in HANDLED:
-        signal.signal(number, signal.SIG_DFL)

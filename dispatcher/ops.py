@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from prometheus_client import make_wsgi_app
 
 from dispatcher.errors import SettingsError
+from dispatcher.own_file import OwnFile
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -98,6 +99,7 @@ class _Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # in the order of their opening
         super().__init__((host and str(address[0]), port), _Handler)
+        self._file = OwnFile(self.fileno())
 
     def server_bind(self) -> None:
         """HTTPServer's would ask the name service who we are, which can take seconds."""
@@ -116,7 +118,12 @@ class _Server(ThreadingHTTPServer):
             self._open[request] = time.monotonic()
         super().process_request(request, client_address)
 
+    def server_close(self) -> None:
+        self._file.forget()
+        super().server_close()
+
     def service_actions(self) -> None:
+        self._file.check()
         self.hang_up(older_than_s=LIFETIME_S)
 
     def hang_up(self, *, older_than_s: float) -> None:

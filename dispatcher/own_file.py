@@ -3,21 +3,16 @@
 Jobs on threads share the file descriptors of their process. One that closes a number which is not its own (a range of
 them, or its own one twice) takes a session away from under libpq; the number is then given to the next file or
 connection that anybody opens, and libpq would write into that one: a claim into another session, or into a job's file.
-So before each use it is looked at whether the number still names the same file. If not, this process is past repair
-and ends at once, as in a crash: PostgreSQL, and whoever sees it dead, does the rest.
-
-A child that a job forks has copies of them all. It lets go of them, or the kernel would not close a dead replica's
-sessions, and its lock would look held, for as long as that child lives.
+So before each use it is looked at whether the number still names the same file. If not, this process is past repair.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from contextlib import suppress
 
-log = logging.getLogger("dispatcher.daemon")
+from dispatcher.abort import end_process
 
 CLOSED = "a job has closed a file that is not its own, by which this process lives"
 _ours: weakref.WeakSet[OwnFile] = weakref.WeakSet()
@@ -49,25 +44,15 @@ class OwnFile:
         _ours.discard(self)
 
 
-def end_process(why: str) -> None:
-    """Ends this process at once, and leaves its lock file to prove that."""
-    log.critical("%s: ends at once", why)
-    os._exit(1)
-
-
-def let_go_in_children() -> None:
-    """From now on a child that is forked, and not given another program, closes its copies first."""
-    os.register_at_fork(after_in_child=_let_go)
-
-
-def _named(fd: int) -> tuple[int, int]:
-    stat = os.fstat(fd)
-    return stat.st_dev, stat.st_ino
-
-
-def _let_go() -> None:
+def let_go() -> None:
+    """In a child that was forked: closes its copies."""
     for file in list(_ours):
         if file.intact:
             with suppress(OSError):
                 os.close(file.fd)
     _ours.clear()
+
+
+def _named(fd: int) -> tuple[int, int]:
+    stat = os.fstat(fd)
+    return stat.st_dev, stat.st_ino

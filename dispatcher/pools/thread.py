@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from dispatcher.abort import end_without_memory
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import crashed
 from dispatcher.pool import SAMPLE_S, Backlog
@@ -112,6 +113,7 @@ class ThreadPool(Backlog):
             try:
                 self._serve(me)
             except BaseException as exc:  # a job has raised it in this thread, as a debugger may
+                end_without_memory(exc)
                 log.exception("a worker thread was interrupted from outside")
                 self._conclude_broken(me, exc)
 
