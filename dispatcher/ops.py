@@ -90,6 +90,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+    _file: OwnFile | None = None
 
     def __init__(self, host: str, port: int, metrics: WSGIApplication, checks: Checks) -> None:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -119,11 +120,13 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def server_close(self) -> None:
-        self._file.forget()
+        if self._file is not None:
+            self._file.forget()
         super().server_close()
 
     def service_actions(self) -> None:
-        self._file.check()
+        if self._file is not None:
+            self._file.check()
         self.hang_up(older_than_s=LIFETIME_S)
 
     def hang_up(self, *, older_than_s: float) -> None:
