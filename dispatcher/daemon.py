@@ -15,15 +15,17 @@ from types import FrameType
 import psycopg
 
 from dispatcher import sdnotify, supervised
+from dispatcher.abort import end_without_memory
 from dispatcher.db import first_line
 from dispatcher.errors import GRANT_HINT, DispatcherError, SchemaError
 from dispatcher.executor import Registry
+from dispatcher.fitness import Fitness, Unfit
+from dispatcher.forks import HANDLED, part_with_children
 from dispatcher.identity import Identity
-from dispatcher.inflight import Execution
 from dispatcher.job import CancelReason
+from dispatcher.leftovers import write_leftovers
 from dispatcher.ops import Ops
-from dispatcher.outcome import Outcome
-from dispatcher.queries import outcomes
+from dispatcher.own_file import OwnFile
 from dispatcher.replica import Replica, Service
 from dispatcher.services.lease import ReplicaGone
 from dispatcher.settings import Settings, load
@@ -36,8 +38,8 @@ GC_OBJECTS = 50_000  # a collection per 700 objects, while thousands of jobs are
 SOFT_STOP = 0.75  # of the grace: jobs that still run are asked to stop
 HURRY_S = 2.0  # what is left of the grace when told to stop twice
 HARD_EXIT_S = 1.0  # from giving the last jobs back until the kernel ends this process
+LINGER_S = 4.0  # with shutdown_grace it must be below TimeoutStopSec
 END_S = 3.0  # for the services to end; who has not by then is not waited for
-RETURN_AFTER_S = 3.0  # those jobs are not claimed anew before this, well after the exit
 
 
 class Daemon:
@@ -61,9 +63,12 @@ class Daemon:
         gc.set_threshold(GC_OBJECTS, 10, 10)
         gc.freeze()
         identity = Identity()
+        self._lock_file = OwnFile(identity.lock_fd)
+        part_with_children()
         supervised.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
+            self._fitness = Fitness(self._replica, most_stuck=self._settings.stuck_limit)
             self._serve_metrics()
             self._run()
             return 0 if self._fatal is None else 1
@@ -75,7 +80,15 @@ class Daemon:
             raise DispatcherError(f"the database failed at start: {first_line(exc)}") from exc
         finally:
             supervised.disinherit(identity.lock_fd)
+            self._lock_file.forget()
+            self._linger()
             identity.close()
+
+    def _linger(self) -> None:
+        """Threads that jobs have left behind, for which Python would wait without end, are given LINGER_S."""
+        end = threading.Timer(LINGER_S, os._exit, (0 if self._fatal is None else 1,))
+        end.daemon = True
+        end.start()
 
     def _serve_metrics(self) -> None:
         s = self._settings
@@ -87,7 +100,7 @@ class Daemon:
             raise
 
     def _run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in HANDLED:
             signal.signal(number, self._on_signal)
         heart = self._spawn("heart", self._replica.heart, self._halt_heart)
         threads = [self._spawn(name, service, self._halt) for name, service in self._replica.services.items()]
@@ -97,8 +110,19 @@ class Daemon:
             "started",
             extra={"replica": self._replica.id, "version": __version__, "types": ",".join(self._registry.types)},
         )
-        self._supervise()
-        self._drain()
+        try:
+            self._supervise()
+        except BaseException as exc:  # such as what a job raises in other threads
+            end_without_memory(exc)
+            self._fatal = exc
+            log.exception("the main thread failed")
+        try:
+            self._drain()
+        except BaseException as exc:
+            end_without_memory(exc)
+            self._fatal = self._fatal or exc
+            log.exception("could not drain")
+            self._exit_now("its jobs are left to whoever sees this process dead")
         self._end(threads, self._halt)
         # Last: without its session this replica counts as gone, and whoever sees that for long enough ends the process.
         self._end([heart], self._halt_heart)
@@ -123,16 +147,19 @@ class Daemon:
             try:
                 while not halt.is_set():
                     service.step()
+                    self._replica.pulse.beat(name)
             except DispatcherError as exc:
                 self._fatal = exc
                 log.error("%s", exc)
             except BaseException as exc:
+                end_without_memory(exc)
                 self._fatal = exc
                 log.exception("the %s failed", name)
             finally:
                 service.close()
                 self._woken.set()
 
+        self._replica.pulse.beat(name)
         thread = threading.Thread(target=serve, name=name, daemon=True)
         thread.start()
         return thread
@@ -161,14 +188,20 @@ class Daemon:
                 said = saying
                 sdnotify.notify(f"STATUS={saying}")
             self._look_after()
+            if (unfit := self._fitness.unfit()) is not None:
+                self._fatal = unfit
+                log.error("%s: gives the lease away and ends, to be restarted", unfit)
+                # Should it be so bad that the end hangs as well.
+                self._replica.heart.strike_in(self._settings.shutdown_grace.total_seconds() + 3 * END_S)
+                return
             self._woken.wait(pause_s)
             self._woken.clear()
 
     def _look_after(self) -> None:
-        """Feeds the watchdog while the heart makes progress; asks jobs to stop when the database has been silent for
-        long.
-        """
-        if self._replica.heart.progressing:
+        """Feeds the watchdog while all goes on; asks jobs to stop when the database has been silent for long."""
+        self._lock_file.check()
+        self._fitness.look()
+        if self._replica.heart.progressing and self._fitness.stalled() is None:
             sdnotify.notify("WATCHDOG=1")
         if self._replica.heart.losing():
             self._replica.timekeeper.cancel_all(CancelReason.LOST)
@@ -188,6 +221,7 @@ class Daemon:
             "database": heart.trouble,
             "recording": self._replica.trouble,
             "heart": None if heart.progressing else "makes no progress",
+            "services": None if (stalled := self._fitness.stalled()) is None else f"the {stalled} makes no progress",
             "draining": "stopping" if heart.draining.is_set() else None,
         }
 
@@ -214,7 +248,7 @@ class Daemon:
             self._exit_now("this replica was removed while jobs ran on it")
         grace_s = self._settings.shutdown_grace.total_seconds()
         soft, hard, asked = time.monotonic() + SOFT_STOP * grace_s, time.monotonic() + grace_s, False
-        while time.monotonic() < hard and (len(replica.inflight) or replica.leading()):
+        while time.monotonic() < hard and self._worth_waiting():
             told_again, self._signals = set(self._signals) - {signal.SIGHUP}, []
             if told_again:
                 soft, hard = time.monotonic(), min(hard, time.monotonic() + HURRY_S)
@@ -227,32 +261,34 @@ class Daemon:
                 replica.settled.wait(0.1)
             else:
                 self._woken.wait(0.01)
-        if replica.inflight.any_executing:
+        if replica.inflight.any_executing or (self._fatal is not None and len(replica.inflight)):
             self._give_back_running()
+
+    def _worth_waiting(self) -> bool:
+        if isinstance(self._fatal, Unfit):
+            return self._fitness.worth_waiting()
+        return len(self._replica.inflight) > 0 or self._replica.leading()
 
     def _give_back_running(self) -> None:
         """Writes what still runs as due only after this process is certainly gone; then the process goes."""
         replica = self._replica
         replica.heart.strike_in(HARD_EXIT_S)
         # What runs elsewhere does not end with this process: it stays running, and others take it when it must be over.
-        running = [
+        left = [
             execution
             for execution in replica.inflight.snapshot()
-            if execution.outcome is None and not replica.pools.of(execution).remote
+            if execution.outcome is not None or not replica.pools.of(execution).remote
         ]
+        said = "running jobs are left to who sees this process dead"
         try:
             with replica.session("stop") as conn:
-                outcomes.reschedule_jobs(conn, [_postponed(execution) for execution in running])
+                said = write_leftovers(conn, left)
                 conn.close()
         except (psycopg.Error, DispatcherError) as exc:
             log.error("could not give back running jobs, others will find them: %s", first_line(exc))
-        self._exit_now(f"{len(running)} jobs did not stop in time and were given back")
+        self._exit_now(said)
 
     def _exit_now(self, reason: str) -> None:
         log.warning("ends at once: %s", reason)
         logging.shutdown()
         os._exit(0 if self._fatal is None else 1)
-
-
-def _postponed(execution: Execution) -> Outcome:
-    return Outcome.snooze_attempt(execution.claimed.id, execution.claimed.attempt, RETURN_AFTER_S)

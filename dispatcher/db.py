@@ -21,6 +21,7 @@ from dispatcher.errors import (
     SettingsError,
     UnsupportedServer,
 )
+from dispatcher.guarded import GuardedConnection
 from dispatcher.sql import statement
 
 Connection = psycopg.Connection[TupleRow]
@@ -66,7 +67,14 @@ def writable(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: Any) -> Connection:
+def connect(
+    dsn: str,
+    *,
+    name: str = "",
+    connect_timeout_s: int = 5,
+    kind: type[Connection] = psycopg.Connection,
+    **options: Any,
+) -> Connection:
     """A plain connection in autocommit; raises DatabaseUnavailable in one line, never with the password."""
     params = writable(check_dsn(dsn))
     params.setdefault("connect_timeout", connect_timeout_s)
@@ -75,7 +83,7 @@ def connect(dsn: str, *, name: str = "", connect_timeout_s: int = 5, **options: 
         params["application_name"] = name
     params.update(options)
     try:
-        return psycopg.connect(autocommit=True, **params)
+        return kind.connect(autocommit=True, **params)
     except psycopg.OperationalError as exc:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
     except psycopg.Error as exc:  # an option that libpq does not know
@@ -89,6 +97,7 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
     conn = connect(
         dsn,
         name=name,
+        kind=GuardedConnection,
         target_session_attrs=params.get("target_session_attrs", "primary"),
         keepalives=1,
         keepalives_idle=max(1, silence // 3),

@@ -54,6 +54,7 @@ class Heart:
         heartbeat_s: float,
         poll_interval_s: float,
         orphan_after_s: float,
+        lease_s: float = 0.0,
         metrics: Metrics,
         behind_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -68,6 +69,8 @@ class Heart:
         self._heartbeat_s = heartbeat_s
         self._poll_interval_s = poll_interval_s
         self._orphan_after_s = orphan_after_s
+        self.hang_s = max(HANG_S, 2 * lease_s)
+        """A turn that takes so long hangs: a statement in it may take 0.6 of the lease."""
         self._metrics = metrics
         self._behind_s = behind_s
         self._fence = fence.Fence()
@@ -112,7 +115,7 @@ class Heart:
     @property
     def progressing(self) -> bool:
         """False once the heart has not stepped for long."""
-        return time.monotonic() - self._stepped_at < HANG_S
+        return time.monotonic() - self._stepped_at < self.hang_s
 
     @property
     def idle(self) -> bool:
@@ -171,8 +174,11 @@ class Heart:
             self._fence.arm(trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
 
     def strike_in(self, seconds: float) -> None:
-        """Lets the kernel end this process in so many seconds, whatever happens."""
-        self._fence.seal(fence.boottime() + seconds)
+        """Lets the kernel end this process in so many seconds, whatever happens; sooner where its jobs need that."""
+        deadline, trusted = fence.boottime() + seconds, self._lease.trusted_from
+        if trusted is not None and not self.idle:
+            deadline = min(deadline, trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
+        self._fence.seal(deadline)
 
     def losing(self) -> bool:
         """True once the lease session has gone unanswered so long that jobs should stop. Any thread."""

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from prometheus_client import make_wsgi_app
 
 from dispatcher.errors import SettingsError
+from dispatcher.own_file import OwnFile
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -89,6 +90,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+    _file: OwnFile | None = None
 
     def __init__(self, host: str, port: int, metrics: WSGIApplication, checks: Checks) -> None:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -98,6 +100,7 @@ class _Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # in the order of their opening
         super().__init__((host and str(address[0]), port), _Handler)
+        self._file = OwnFile(self.fileno())
 
     def server_bind(self) -> None:
         """HTTPServer's would ask the name service who we are, which can take seconds."""
@@ -116,7 +119,14 @@ class _Server(ThreadingHTTPServer):
             self._open[request] = time.monotonic()
         super().process_request(request, client_address)
 
+    def server_close(self) -> None:
+        if self._file is not None:
+            self._file.forget()
+        super().server_close()
+
     def service_actions(self) -> None:
+        if self._file is not None:
+            self._file.check()
         self.hang_up(older_than_s=LIFETIME_S)
 
     def hang_up(self, *, older_than_s: float) -> None:

@@ -18,6 +18,8 @@ MAX_MESSAGE = 10_000  # characters of an error kept in the row
 MAX_TRACE = 20_000
 MAX_DEPTH = 500  # levels of JSON, as SQL has it: Python reads about 900, fewer where its own calls are deep
 MAX_DELAY_S = 100 * 365 * 86400.0  # a later time is no plan, and Python cannot read it from the row
+STUCK = "the job outlived its timeout and has not come back since"
+OUTLIVED_PROCESS = "the job outlived its timeout, and did not come back before its process ended"
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -148,9 +150,7 @@ def settle(
     never_began = isinstance(ending, Raised) and isinstance(ending.error, NeverBegan)
     if reason is CancelReason.TIMEOUT and not never_began:
         error = JobError("timeout", "the job outlived its timeout", stack or _trace(ending))
-        return (
-            _failure(job, error, policy, max_attempts, chance) if policy.retry_timeouts else Outcome.failed(job, error)
-        )
+        return timed_out(job, error, policy=policy, max_attempts=max_attempts, chance=chance)
     match ending:
         case Returned(value=Partial(result=result, errors=errors)):
             return _partial(job, result, errors)
@@ -173,6 +173,11 @@ def settle(
             return Outcome.failed(job, JobError("result", _text(exc)))
         case Raised(error=exc):
             return _failure(job, describe(exc), policy, max_attempts, chance)
+
+
+def timed_out(job: Job, error: JobError, *, policy: RetryPolicy, max_attempts: int | None, chance: float) -> Outcome:
+    """What becomes of a job that outlived its timeout: tried again only where its type says so."""
+    return _failure(job, error, policy, max_attempts, chance) if policy.retry_timeouts else Outcome.failed(job, error)
 
 
 def store_failed(

@@ -10,7 +10,7 @@ business: it is told of those by the execution's Context.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -30,6 +30,8 @@ class Pool(Protocol):
     """How many jobs run here at once."""
     remote: bool
     """True if a job may run on when this process has died, until its fence ends it."""
+    dead: bool
+    """True once it cannot run anything any more."""
 
     @property
     def waiting(self) -> int:
@@ -57,6 +59,9 @@ class Pool(Protocol):
     def stack(self, execution: Execution) -> str | None:
         """What an execution is doing right now, for people, where that can be known at once."""
 
+    def lost(self, stuck: int) -> int:
+        """How many places are lost, where so many jobs here are past their timeout and nothing ends them."""
+
     def start(self) -> None:
         """Makes ready what the first job should not wait for. Must not block."""
 
@@ -68,6 +73,7 @@ class Backlog:
     """What a pool's jobs wait in, and how fast the pool is: the half of a Pool that is the same for all."""
 
     remote = False
+    dead = False
 
     def __init__(
         self,
@@ -124,6 +130,10 @@ class Backlog:
     def stack(self, execution: Execution) -> str | None:  # noqa: ARG002
         """See Pool."""
         return None
+
+    def lost(self, stuck: int) -> int:
+        """See Pool."""
+        return stuck
 
     def start(self) -> None:
         """See Pool."""
@@ -190,6 +200,11 @@ class Pools:
     def stalled(self) -> bool:
         """True if jobs wait in a pool that has started none for a while."""
         return any(pool.stalled() for pool in self)
+
+    def lost(self, stuck: Iterable[Execution]) -> int:
+        """How many places are lost to these jobs, which are past their timeout."""
+        by_pool = Counter(execution.executor.pool for execution in stuck)
+        return sum(self._by_name[name].lost(count) for name, count in by_pool.items())
 
     def stack(self, execution: Execution) -> str | None:
         """What an execution is doing right now, for people."""

@@ -26,6 +26,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
 from dispatcher.pools.attempt import Attempts
 from dispatcher.pools.engines import check_pools, make_pools, remote_types
+from dispatcher.pulse import Pulse
 from dispatcher.queries import outcomes, replicas
 from dispatcher.queries.lease import ensure_lease
 from dispatcher.queries.replicas import Process
@@ -86,6 +87,7 @@ class Replica:
         self.inflight = InFlight()
         self.settled = threading.Event()
         """Set whenever outcomes were recorded."""
+        self.pulse = Pulse()
         self._build()
 
     def _register(self, process: Process) -> None:
@@ -166,6 +168,7 @@ class Replica:
             metrics=metrics,
             stack_of=self.pools.stack,
             note_timed_out=self._completer.note_timed_out,
+            lost=self.pools.lost,
             stop=stop,
         )
         self._dispatch = Dispatch(
@@ -201,6 +204,7 @@ class Replica:
             heartbeat_s=s.heartbeat_interval.total_seconds(),
             poll_interval_s=s.poll_interval.total_seconds(),
             orphan_after_s=s.orphan_after.total_seconds(),
+            lease_s=s.lease_duration.total_seconds(),
             metrics=metrics,
             behind_s=lambda: self._completer.behind_s,
         )
@@ -334,7 +338,11 @@ class Replica:
         )
 
     def _opener(self, name: str) -> Callable[[], Connection]:
-        return lambda: self.session(name)
+        def open_session() -> Connection:
+            self.pulse.beat(name)
+            return self.session(name)
+
+        return open_session
 
     def _open_lease_session(self) -> Connection:
         duration = self._settings.lease_duration.total_seconds()

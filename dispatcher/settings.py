@@ -84,6 +84,16 @@ def parse_limits(value: Any) -> dict[str, int]:
     return limits
 
 
+def parse_stuck(value: Any) -> int | str:
+    """A whole number, `half` (of the threads) or `never`."""
+    text = str(value).strip().lower()
+    if text in ("half", "never"):
+        return text
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ValueError(f"max_stuck_threads must be a whole number, half or never, not {value!r}")
+    return int(text)
+
+
 def parse_names(value: Any) -> list[str]:
     """Names separated by commas or spaces, or a JSON list."""
     if isinstance(value, str):
@@ -95,6 +105,7 @@ def parse_names(value: Any) -> list[str]:
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)]
 Limits = Annotated[dict[str, int], NoDecode, BeforeValidator(parse_limits)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(parse_names)]
+Stuck = Annotated[int | Literal["half", "never"], BeforeValidator(parse_stuck)]
 
 
 def _cores() -> int:
@@ -130,6 +141,10 @@ class Settings(BaseSettings):
     )
     job_timeout: Duration = Field(timedelta(minutes=15), description="timeout of types that name none")
     shutdown_grace: Duration = Field(timedelta(seconds=20), description="how long running jobs may go on after SIGTERM")
+    max_stuck_threads: Stuck = Field(
+        "half",
+        description="threads stuck with jobs past their timeout, more of which restart the replica; half: of threads",
+    )
     limits: Limits = Field(
         default_factory=dict, description="running jobs per type over the fleet; * is all types together"
     )
@@ -180,6 +195,17 @@ class Settings(BaseSettings):
         if self.shutdown_grace >= self.orphan_after:
             raise ValueError("shutdown_grace must be below orphan_after")
         return self
+
+    @property
+    def stuck_limit(self) -> int | None:
+        """max_stuck_threads as a number; None for never."""
+        match self.max_stuck_threads:
+            case "half":
+                return self.threads // 2
+            case "never":
+                return None
+            case number:
+                return number
 
     @classmethod
     def settings_customise_sources(

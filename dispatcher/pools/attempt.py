@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -97,12 +98,23 @@ class Attempts:
 
 def execute(spec: Executor, ctx: Context) -> Returned | Raised:
     """Runs the executor in this thread, one that is `async def` on an event loop of its own."""
+    process = os.getpid()
+    ending: Returned | Raised
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
         value = spec.run(ctx.job, ctx)
-        return Returned(asyncio.run(_awaited(value, ctx)) if spec.asynchronous else value)
+        ending = Returned(asyncio.run(_awaited(value, ctx)) if spec.asynchronous else value)
     except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
-        return Raised(exc)
+        ending = Raised(exc)
+    if os.getpid() != process:
+        end_child(ending)
+    return ending
+
+
+def end_child(ending: Returned | Raised) -> None:
+    """A child that the executor has forked came back as if it were the job: it would go on as a second daemon."""
+    code = 0 if isinstance(ending, Returned) else getattr(ending.error, "code", 1) or 0
+    os._exit(code if isinstance(code, int) else 1)
 
 
 async def _awaited(executor: Any, ctx: Context) -> Any:

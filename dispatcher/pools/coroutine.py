@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +14,11 @@ from typing import Any
 from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Raised, Returned
-from dispatcher.pools.attempt import Attempts
+from dispatcher.pools.attempt import Attempts, end_child
 from dispatcher.pools.loop import LoopPool
+from dispatcher.pools.thread import stack_of
 
+BLOCKED_S = 1.0  # a loop that does not go round for so long is held by a job that computes, or waits otherwise
 MAX_THREADS = 64  # for what jobs call by asyncio.to_thread
 
 _calls: ContextVar[set[Future[Any]] | None] = ContextVar("calls", default=None)
@@ -33,12 +36,31 @@ class AsyncPool(LoopPool):
     ) -> None:
         super().__init__(name="async", size=size, inflight=inflight, attempts=attempts, ended=ended)
         self._loop.set_default_executor(_Threads(min(size, MAX_THREADS), thread_name_prefix="async"))
+        self._asked_at: float | None = None  # whether the loop goes round
         self._running: dict[tuple[int, int], asyncio.Task[Returned | Raised]] = {}
 
     def stack(self, execution: Execution) -> str | None:
         """Where its coroutine waits, or computes."""
         task = self._running.get(execution.key)
-        return None if task is None else _stack_of(task.get_coro())
+        if task is None:
+            return None
+        coroutine: Any = task.get_coro()
+        # Of one that runs right now, and holds the loop, only the thread knows where it is.
+        return stack_of(self._thread.ident or 0) if coroutine.cr_running else _stack_of(coroutine)
+
+    def lost(self, stuck: int) -> int:
+        """All places where a job holds the loop: nothing else goes on there."""
+        return self.size if stuck and self._blocked() else stuck
+
+    def _blocked(self) -> bool:
+        if self._asked_at is None:
+            self._asked_at = self._clock()
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._answer)
+        return self._clock() - self._asked_at > BLOCKED_S
+
+    def _answer(self) -> None:
+        self._asked_at = None
 
     async def _run(self, execution: Execution) -> None:
         ctx = await self._begin_attempt(execution)
@@ -84,11 +106,16 @@ class _Threads(ThreadPoolExecutor):
 
 async def _execute(execution: Execution, ctx: Context, calls: set[Future[Any]]) -> Returned | Raised:
     _calls.set(calls)
+    process = os.getpid()
+    ending: Returned | Raised
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
-        return Returned(await execution.executor.run(ctx.job, ctx))
+        ending = Returned(await execution.executor.run(ctx.job, ctx))
     except BaseException as exc:  # noqa: BLE001 - the boundary; and what is no Exception would end the loop
-        return Raised(exc)
+        ending = Raised(exc)
+    if os.getpid() != process:
+        end_child(ending)
+    return ending
 
 
 def _stack_of(coroutine: Any) -> str:

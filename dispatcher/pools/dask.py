@@ -73,6 +73,10 @@ class DaskPool(LoopPool):
         """Looks for the cluster, in the background; until it is found, no job is claimed for it."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._cluster.serve()))
 
+    def lost(self, stuck: int) -> int:  # noqa: ARG002
+        """None: their processes are killed."""
+        return 0
+
     async def _run(self, execution: Execution) -> None:
         ctx = self._attempts.watch(execution, without_payload(execution.claimed), start_s=START_S)
         self._executions[execution.key] = execution

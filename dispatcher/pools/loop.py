@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dispatcher.abort import end_without_memory
 from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Raised, Returned, crashed
@@ -70,7 +71,13 @@ class LoopPool(Backlog, ABC):
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        except BaseException as exc:  # a job has raised it in this thread, or closed the loop's files
+            end_without_memory(exc)
+            self.dead = True
+            log.exception("the event loop of the pool %s failed", self.name)
+            return
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()

@@ -62,6 +62,10 @@ class ProcessPool(ThreadPool):
         """Its worker tells, when the job is asked to stop."""
         return execution.stack
 
+    def lost(self, stuck: int) -> int:  # noqa: ARG002
+        """None: their processes are killed."""
+        return 0
+
     def _warm_up(self) -> None:
         while not self._stopped and len(self._warm) + self.executing < self.size:
             try:

@@ -14,9 +14,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+from dispatcher.abort import end_without_memory
 from dispatcher.inflight import Execution, InFlight
+from dispatcher.outcome import crashed
 from dispatcher.pool import SAMPLE_S, Backlog
-from dispatcher.pools.attempt import Attempts, execute
+from dispatcher.pools.attempt import Attempts, bare_job, execute
 
 log = logging.getLogger("dispatcher.pool")
 
@@ -107,6 +109,27 @@ class ThreadPool(Backlog):
 
     def _work(self) -> None:
         me = threading.get_ident()
+        while True:
+            try:
+                self._serve(me)
+            except BaseException as exc:  # a job has raised it in this thread, as a debugger may
+                end_without_memory(exc)
+                log.exception("a worker thread was interrupted from outside")
+                self._conclude_broken(me, exc)
+
+    def _conclude_broken(self, me: int, exc: BaseException) -> None:
+        for execution in [each for each in self._executing.copy().values() if each.thread == me]:
+            if execution.outcome is None:
+                execution.outcome = crashed(
+                    bare_job(execution.claimed),
+                    policy=execution.executor.retry,
+                    max_attempts=execution.claimed.max_attempts,
+                    chance=self._attempts.chance(),
+                    message=f"{type(exc).__name__} was raised in its thread from outside",
+                )
+            self._end(execution)
+
+    def _serve(self, me: int) -> None:
         while True:
             try:
                 execution = self._waiting.popleft()

@@ -101,12 +101,17 @@ def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | 
     return set(rows.fetchall())
 
 
-def mark_timed_out(conn: Connection, attempts: Sequence[Attempt]) -> None:
-    """Shows that these attempts are past their timeout while their threads are not back."""
-    conn.execute(
+def mark_timed_out(conn: Connection, errors: dict[Attempt, str]) -> set[Attempt]:
+    """Shows that these attempts are past their timeout while their threads are not back; those whose rows took it."""
+    rows = conn.execute(
         statement("mark_timed_out"),
-        {"ids": [id for id, _ in attempts], "attempts": [attempt for _, attempt in attempts]},
+        {
+            "ids": array([id for id, _ in errors]),
+            "attempts": array([attempt for _, attempt in errors]),
+            "errors": _json_array(list(errors.values())),
+        },
     )
+    return set(rows.fetchall())
 
 
 def list_canceled(conn: Connection, owner: int, ids: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dispatcher.db import Connection
 from dispatcher.job import Job
+from dispatcher.outcome import OUTLIVED_PROCESS, JobError
 from dispatcher.sql import statement
 
 
@@ -16,6 +17,7 @@ class Orphan(NamedTuple):
 
     job: Job
     max_attempts: int | None
+    timed_out: JobError | None = None  # what was noted of it once it was past its timeout
 
 
 class Count(NamedTuple):
@@ -67,9 +69,11 @@ def list_orphans(conn: Connection, owner: int) -> list[Orphan]:
     """The running jobs of a vanished owner, locked for this transaction."""
     orphans = []
     for row in conn.execute(statement("list_orphans"), {"owner": owner}):
-        id, type, tenant, priority, attempt, failures, max_attempts, created_at = row
+        id, type, tenant, priority, attempt, failures, max_attempts, created_at, noted = row
         created: datetime = created_at
-        orphans.append(Orphan(Job(id, type, tenant or None, None, priority, attempt, failures, created), max_attempts))
+        job = Job(id, type, tenant or None, None, priority, attempt, failures, created)
+        error = None if noted is None else JobError("timeout", OUTLIVED_PROCESS, noted.get("trace"))
+        orphans.append(Orphan(job, max_attempts, error))
     return orphans
 
 

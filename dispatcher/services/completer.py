@@ -21,7 +21,7 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import FINAL, Job, State
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import JobError, Outcome
+from dispatcher.outcome import STUCK, JobError, Outcome
 from dispatcher.queries import outcomes as statements
 from dispatcher.tally import RETRIED, Tally, Tries
 from dispatcher.trouble import Trouble, undone
@@ -71,7 +71,7 @@ class Completer:
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
         self._again: list[Execution] = []
         self._progress: dict[tuple[int, int], tuple[float, str | None]] = {}
-        self._timed_out: set[tuple[int, int]] = set()
+        self._timed_out: dict[tuple[int, int], str] = {}  # and the error that says so, as JSON
         self._notes_lock = threading.Lock()
         self._notes_due = 0.0
         self._drop_due = 0.0
@@ -99,10 +99,12 @@ class Completer:
         if first:
             self._queue.put(None)
 
-    def note_timed_out(self, key: tuple[int, int]) -> None:
-        """Shows in the row that the time of an attempt is over while its thread is not back. Any thread."""
+    def note_timed_out(self, execution: Execution) -> None:
+        """Shows in the row that the time of an attempt is over while its thread is not back, and where that is. Any
+        thread.
+        """
         with self._notes_lock:
-            self._timed_out.add(key)
+            self._timed_out[execution.key] = stuck_error(execution)
         self._queue.put(None)
 
     def wake(self) -> None:
@@ -309,21 +311,28 @@ class Completer:
         self._notes_due = self._clock() + PROGRESS_EVERY_S
         with self._notes_lock:
             progress, self._progress = self._progress, {}
-            timed_out, self._timed_out = self._timed_out, set()
+            timed_out, self._timed_out = self._timed_out, {}
         try:
             if progress:
                 self._write_progress(conn, progress)
             if timed_out:
-                statements.mark_timed_out(conn, list(timed_out))
+                self._mark_timed_out(conn, timed_out)
         except psycopg.Error as exc:
             with self._notes_lock:  # to be written later, unless there is newer progress
                 self._progress = progress | self._progress
-                self._timed_out |= timed_out
+                self._timed_out = timed_out | self._timed_out
             if not isinstance(exc, psycopg.errors.LockNotAvailable):  # somebody's lock on the whole table is no loss
                 raise
         else:
             if progress:
                 self._changed(conn, (id for id, _attempt in progress))
+
+    def _mark_timed_out(self, conn: Connection, errors: dict[tuple[int, int], str]) -> None:
+        """Where a row is locked it waits for the next time: who rescues the job goes by this mark."""
+        missed = errors.keys() - statements.mark_timed_out(conn, errors)
+        if missed and (locked := statements.list_still_running(conn, list(missed))):
+            with self._notes_lock:
+                self._timed_out = {key: errors[key] for key in locked} | self._timed_out
 
     def _write_progress(self, conn: Connection, progress: dict[tuple[int, int], tuple[float, str | None]]) -> None:
         """Where a row is locked it waits for the next time, unless there is newer progress by then.
@@ -343,6 +352,11 @@ class Completer:
         if missed and (locked := statements.list_still_running(conn, list(missed))):
             with self._notes_lock:
                 self._progress = {key: progress[key] for key in locked} | self._progress
+
+
+def stuck_error(execution: Execution) -> str:
+    """What a row says of an attempt that is past its timeout and not back, as JSON."""
+    return JobError("timeout", STUCK, execution.stack).as_json_array()
 
 
 def _outcome(execution: Execution) -> Outcome:

@@ -20,6 +20,7 @@ from psycopg import sql
 from dispatcher.db import Connection
 from dispatcher.errors import DatabaseUnavailable
 from dispatcher.metrics import Metrics
+from dispatcher.own_file import OwnFile
 from dispatcher.queries.replicas import notify
 from dispatcher.trouble import LONGEST_PAUSE_S, Trouble
 
@@ -59,6 +60,7 @@ class Listener:
         self._asked_at: float | None = None
         self._pause_s = 0.0
         self._wakes, self._waker = os.pipe()
+        self._pipe = OwnFile(self._wakes)
         weakref.finalize(self, _close, self._wakes, self._waker)
 
     def wake(self) -> None:
@@ -97,6 +99,7 @@ class Listener:
         self._connected()
 
     def _receive(self, conn: Connection) -> None:
+        self._pipe.check()  # poll would say at once, and for ever, that there is no such file
         poll = select.poll()  # select() fails on file numbers from 1024 on
         poll.register(conn, select.POLLIN)
         poll.register(self._wakes, select.POLLIN)

@@ -21,7 +21,7 @@ from dispatcher.db import Connection, patiently
 from dispatcher.executor import Registry
 from dispatcher.job import FINAL, Job
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import Outcome, crashed
+from dispatcher.outcome import Outcome, crashed, timed_out
 from dispatcher.queries import outcomes, replicas, upkeep
 from dispatcher.queries.replicas import Replica
 from dispatcher.retry import RetryPolicy
@@ -176,10 +176,8 @@ class Rescuer:
 
     def _decide(self, orphan: upkeep.Orphan) -> Outcome:
         spec = self._registry.get(orphan.job.type)
-        return crashed(
-            orphan.job,
-            policy=spec.retry if spec else RetryPolicy(),
-            max_attempts=orphan.max_attempts,
-            chance=self._chance(),
-            message="the process that ran this job is gone",
-        )
+        policy, most, chance = spec.retry if spec else RetryPolicy(), orphan.max_attempts, self._chance()
+        if orphan.timed_out is not None:  # it hung: whatever ended its process, that is what it failed by
+            return timed_out(orphan.job, orphan.timed_out, policy=policy, max_attempts=most, chance=chance)
+        message = "the process that ran this job is gone"
+        return crashed(orphan.job, policy=policy, max_attempts=most, chance=chance, message=message)

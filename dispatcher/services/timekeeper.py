@@ -31,7 +31,8 @@ class Timekeeper:
         inflight: InFlight,
         metrics: Metrics,
         stack_of: Callable[[Execution], str | None],
-        note_timed_out: Callable[[tuple[int, int]], None],
+        note_timed_out: Callable[[Execution], None],
+        lost: Callable[[list[Execution]], int] = len,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -39,9 +40,14 @@ class Timekeeper:
         self._metrics = metrics
         self._stack_of = stack_of
         self._note_timed_out = note_timed_out
+        self._count_lost = lost
         self._stop = stop
         self._clock = clock
         self._late: dict[tuple[int, int], bool] = {}  # past its timeout; whether shown as such
+        self.stuck: list[Execution] = []
+        """The jobs that are past their timeout and have not heeded."""
+        self.lost = 0
+        """How many places of this replica are lost to those that nothing but the end of the process can end."""
 
     def step(self) -> None:
         """One look, and the pause after it."""
@@ -53,7 +59,7 @@ class Timekeeper:
 
     def look(self) -> None:
         """Asks jobs whose time is over to stop, and shows those that do not heed."""
-        now, stuck, late = self._clock(), 0, {}
+        now, stuck, late = self._clock(), list[Execution](), {}
         for execution in self._inflight.executing:
             ctx = execution.ctx
             if ctx is None or ctx.deadline is None or now < ctx.deadline:
@@ -62,12 +68,13 @@ class Timekeeper:
             if execution.key not in self._late:
                 self._time_out(execution)
             if now >= ctx.deadline + COOPERATION_S:
-                stuck += 1
+                stuck.append(execution)
                 if not late[execution.key]:
                     late[execution.key] = True
-                    self._note_timed_out(execution.key)
-        self._late = late
-        self._metrics.stuck.set(stuck)
+                    execution.stack = self._stack_of(execution) or execution.stack  # where it is stuck for certain
+                    self._note_timed_out(execution)
+        self._late, self.stuck, self.lost = late, stuck, self._count_lost(stuck)
+        self._metrics.stuck.set(self.lost)
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Asks everything that executes to stop."""

@@ -1,4 +1,4 @@
--- Results in a store.
+-- Results in a store, and the errors of an attempt that is told of twice.
 
 -- Ends the running attempt as succeeded, in the caller's own transaction, with the URL of what it stored. Without defaults, so
 -- that no call with fewer arguments becomes ambiguous. The first function says whether the attempt is still the running one, and
@@ -13,4 +13,17 @@ begin
     end if;
 end $$;
 
-revoke all on function dispatcher.complete(bigint, integer, jsonb, text) from public;
+-- A job's errors with those of one of its attempts. What was noted of that attempt while it ran, past its timeout, gives way: its
+-- end tells it again.
+create function dispatcher.add_errors(errors jsonb, attempt integer, added jsonb) returns jsonb
+stable language sql set search_path = pg_catalog, pg_temp as $$
+    select coalesce((select jsonb_agg(before.entry order by before.place)
+                     from jsonb_array_elements(add_errors.errors) with ordinality before (entry, place)
+                     where before.entry -> 'attempt' is distinct from to_jsonb(add_errors.attempt)), '[]')
+        || coalesce((select jsonb_agg(after.entry || jsonb_build_object('at', now(), 'attempt', add_errors.attempt)
+                                      order by after.place)
+                     from jsonb_array_elements(add_errors.added) with ordinality after (entry, place)), '[]')
+$$;
+
+revoke all on function dispatcher.complete(bigint, integer, jsonb, text), dispatcher.add_errors(jsonb, integer, jsonb)
+from public;

@@ -5,8 +5,7 @@
 update dispatcher.job j
 set state = o.state, finished_at = now(), result = nullif(o.result, 'null'), result_url = o.result_url,
     timed_out = false, failures = j.failures + o.failures,
-    errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
-        select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
+    errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else dispatcher.add_errors(j.errors, j.attempt, o.errors) end
 from rows from (  -- noqa: PRS
     unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(failures)s::integer[],
            %(result_urls)s::text[]),

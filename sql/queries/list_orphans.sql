@@ -1,5 +1,6 @@
 -- list_orphans: running jobs of a vanished owner that nobody holds locked.
-select j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.created_at
+select j.id, j.type, j.tenant, j.priority, j.attempt, j.failures, j.max_attempts, j.created_at,
+       case when j.timed_out then j.errors -> -1 end as noted
 from (select distinct named.id from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)
       where c.owner = %(owner)s) named
 join dispatcher.job j on j.id = any(array[named.id])

@@ -14,8 +14,7 @@ set state = case when j.cancel_requested then 'canceled' when o.delay_s > 0 then
     finished_at = case when j.cancel_requested then now() end,
     run_at = now() + make_interval(secs => o.delay_s), owner = null, started_at = null, timed_out = false,
     failures = j.failures + o.failures,
-    errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else coalesce(j.errors, '[]') || (
-        select jsonb_agg(e || jsonb_build_object('at', now(), 'attempt', j.attempt)) from jsonb_array_elements(o.errors) e) end
+    errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else dispatcher.add_errors(j.errors, j.attempt, o.errors) end
 from free o
 where j.id = any(array[o.id]) and j.attempt = o.attempt and j.state = 'running'
 returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

@@ -21,6 +21,7 @@ class Collector:
     """Where claimed jobs go."""
 
     remote = False
+    dead = False
 
     def __init__(self, inflight: InFlight, size: int = 100, name: str = "thread") -> None:
         self.name = name
@@ -36,6 +37,9 @@ class Collector:
 
     def stack(self, execution: Execution) -> str | None:
         return None
+
+    def lost(self, stuck: int) -> int:
+        return stuck
 
     def start(self) -> None:
         pass

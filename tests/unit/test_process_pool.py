@@ -133,7 +133,7 @@ def test_a_job_that_hears_nothing_is_killed_with_what_it_started(pooling: Poolin
         inflight=pooling.inflight,
         metrics=Metrics(),
         stack_of=pooling.pool.stack,
-        note_timed_out=lambda _key: None,
+        note_timed_out=lambda _execution: None,
         stop=threading.Event(),
     )
     while execution.key not in pooling.ended:

@@ -147,6 +147,7 @@ def test_python_examples_compile_and_import_what_exists(block: str) -> None:
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/executors.md",
+        "docs/hangs.md",
         "docs/operations.md",
         "docs/pools.md",
         *(f"docs/executors/{page.name}" for page in sorted((ROOT / "docs" / "executors").iterdir())),

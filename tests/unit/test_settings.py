@@ -67,6 +67,8 @@ def test_file_named_by_the_environment_is_read(file: Path, monkeypatch: pytest.M
         ({"limits": "*=0"}, "the limit of '*' must be a whole number of 1 or more"),
         ({"limits": "mail=-1"}, "the limit of 'mail' must be a whole number"),
         ({"log_format": "xml"}, "log_format: "),
+        ({"max_stuck_threads": "-1"}, "max_stuck_threads must be a whole number, half or never"),
+        ({"max_stuck_threads": "some"}, "max_stuck_threads must be a whole number, half or never"),
         ({"metrics_port": "70000"}, "metrics_port: "),
     ],
 )
@@ -144,3 +146,10 @@ def test_shown_dsn_has_no_secret(dsn: str) -> None:
     assert "s3cret" not in shown
     assert "password=***" in shown
     assert "host=h" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"), [("half", 3), ("never", None), ("NEVER", None), ("0", 0), ("2", 2), (None, 3)]
+)
+def test_half_of_the_threads_may_be_stuck_unless_told_otherwise(given: str | None, limit: int | None) -> None:
+    assert load({"threads": "7", "max_stuck_threads": given})[0].stuck_limit == limit

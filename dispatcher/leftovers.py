@@ -1,0 +1,44 @@
+"""What a replica that ends leaves in its rows: of jobs that did not end in time, and of ends that nobody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dispatcher.db import Connection
+from dispatcher.inflight import Execution
+from dispatcher.job import FINAL, CancelReason
+from dispatcher.outcome import Outcome
+from dispatcher.queries import outcomes
+from dispatcher.services.completer import stuck_error
+
+RETURN_AFTER_S = 3.0  # those jobs are not claimed anew before this, well after the exit
+
+
+def hangs(execution: Execution) -> bool:
+    """Whether it was asked to stop since its time was over."""
+    return execution.ctx is not None and execution.ctx.canceled is CancelReason.TIMEOUT
+
+
+def write_leftovers(conn: Connection, executions: Sequence[Execution]) -> str:
+    """Writes what becomes of them, each as due only once this process is certainly gone; says what it did.
+
+    A job past its timeout stays running and is marked: whoever sees this process dead ends it by that mark, as timed
+    out. Given back, one that hangs each time would do so for ever; failed, what follows from it could begin while it
+    still runs.
+    """
+    ended = [execution.outcome for execution in executions if execution.outcome is not None]
+    running = [execution for execution in executions if execution.outcome is None]
+    stuck = [execution for execution in running if hangs(execution)]
+    back = [_postponed(execution) for execution in running if not hangs(execution)]
+    if stuck:
+        outcomes.mark_timed_out(conn, {execution.key: stuck_error(execution) for execution in stuck})
+    if final := [outcome for outcome in ended if outcome.state in FINAL]:
+        outcomes.finish_jobs(conn, final, free_only=True)
+    if again := back + [outcome for outcome in ended if outcome.state not in FINAL]:
+        outcomes.reschedule_jobs(conn, again)
+    said = f"{len(back)} jobs did not stop in time and were given back"
+    return said if not stuck else f"{said}, {len(stuck)} past their timeout end with this process"
+
+
+def _postponed(execution: Execution) -> Outcome:
+    return Outcome.snooze_attempt(execution.claimed.id, execution.claimed.attempt, RETURN_AFTER_S)
