@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import psycopg
 
 from dispatcher import fence
+from dispatcher.custody import Custody
 from dispatcher.db import Connection
 from dispatcher.inflight import InFlight
-from dispatcher.job import CancelReason
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
-from dispatcher.queries import claims, outcomes, replicas
+from dispatcher.queries import outcomes, replicas
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.lease import Lease
 
@@ -54,7 +53,6 @@ class Heart:
         heartbeat_s: float,
         poll_interval_s: float,
         orphan_after_s: float,
-        lease_s: float = 0.0,
         metrics: Metrics,
         behind_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -69,7 +67,7 @@ class Heart:
         self._heartbeat_s = heartbeat_s
         self._poll_interval_s = poll_interval_s
         self._orphan_after_s = orphan_after_s
-        self.hang_s = max(HANG_S, 2 * lease_s)
+        self.hang_s = max(HANG_S, 2 * lease.duration_s)
         """A turn that takes so long hangs: a statement in it may take 0.6 of the lease."""
         self._metrics = metrics
         self._behind_s = behind_s
@@ -79,9 +77,9 @@ class Heart:
         self._doze_again_s = DOZE_AGAIN_S
         self._needed_at = 0.0  # when the fence was last armed
         self._resign_term: int | None = None
-        self._look_at_own = False
-        self._held: float | None = None
-        self._known = True  # what runs here was looked for in the database on this session
+        self._custody = Custody(
+            inflight=inflight, replica=replica, lease_number=lease_number, set_unknown=dispatch.set_unknown
+        )
         self._look_for_cancels = False
         self._left = False
         self._prepared = False  # this session for leading
@@ -100,12 +98,10 @@ class Heart:
 
     @property
     def trusted_from(self) -> float | None:
-        """When the last request was sent that the lease session has answered, in boottime() seconds.
-
-        A new session's answers count only once nothing runs here that its database does not know: a standby that was
-        promoted may have lost our claims, and who leads there waits orphan_after, no longer, for us to stop.
+        """Since when this replica may count on its jobs: when the last request was sent that the lease session has
+        answered, in boottime() seconds.
         """
-        return self._lease.trusted_from if self._held is None else self._held
+        return self._custody.trust(self._lease.trusted_from)
 
     @property
     def term(self) -> int | None:
@@ -134,7 +130,7 @@ class Heart:
 
     def look_at_own(self) -> None:
         """Compares what the database believes runs here with what does. Any thread."""
-        self._look_at_own = True
+        self._custody.look_again()
         self._dispatch.woken.set()
 
     def look_for_cancels(self) -> None:
@@ -150,10 +146,10 @@ class Heart:
         except psycopg.errors.LockNotAvailable:
             # Somebody's lock on a whole table: nothing was done, and the session is sound.
             self._metrics.db_errors.inc()
-            self._look_at_own = True  # in case it was that look, or giving jobs back, that was refused
+            self._custody.look_again()  # in case it was that look, or giving jobs back, that was refused
             self._wait(TABLE_LOCK_PAUSE_S)
         except psycopg.Error as exc:  # a claim or the like
-            self._look_at_own = True  # in case it was that look, and the session stays
+            self._custody.look_again()  # in case it was that look, and the session stays
             self._lease.failed(exc, took_s=time.monotonic() - began)
         self._stepped_at = time.monotonic()
         self._metrics.last_tick.set_to_current_time()
@@ -175,7 +171,7 @@ class Heart:
 
     def strike_in(self, seconds: float) -> None:
         """Lets the kernel end this process in so many seconds, whatever happens; sooner where its jobs need that."""
-        deadline, trusted = fence.boottime() + seconds, self._lease.trusted_from
+        deadline, trusted = fence.boottime() + seconds, self.trusted_from
         if trusted is not None and not self.idle:
             deadline = min(deadline, trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
         self._fence.seal(deadline)
@@ -193,37 +189,37 @@ class Heart:
 
     def _turn(self) -> None:
         self._dispatch.woken.clear()  # before any look: what is set from now on is looked at again
+        conn = self._live()
+        if conn is None:
+            return
+        if (hold_s := self._lease.hold_until - time.monotonic()) > 0:
+            self._hold(conn, hold_s)
+            return
+        self._custody.compare(conn)
+        if self.draining.is_set():
+            self._drain(conn)
+        elif self._lease.term is not None:
+            self._lead(conn)
+        else:
+            self._contend()
+
+    def _live(self) -> Connection | None:
+        """Keeps the session, and by it this replica and its jobs, alive; None where there is none now."""
         lease = self._lease
         if lease.term is None:
             self._dispatch.forget()
         if lease.conn is None:
-            self._held, self._known = self.trusted_from, False
+            self._custody.lose_session(lease.trusted_from)
             if not lease.connect():
-                return
-            self._look_at_own, self._prepared = True, False
+                return None
+            self._prepared = False
         if lease.beat(running=not self.idle) or self._look_for_cancels:
             self._find_canceled()
         if self.idle:
             self._disarm_fence()
         else:
             self.arm_fence()
-        conn = lease.conn
-        if conn is None:
-            return
-        if (hold_s := lease.hold_until - time.monotonic()) > 0:
-            self._hold(conn, hold_s)
-            return
-        if self._look_at_own:
-            self._stop_disowned(conn)
-            self._give_back_unknown(conn)
-        if self._held is not None and self._known and not self._runs_lost():
-            self._held = None
-        if self.draining.is_set():
-            self._drain(conn)
-        elif lease.term is not None:
-            self._lead(conn)
-        else:
-            self._contend()
+        return lease.conn
 
     def _hold(self, conn: Connection, hold_s: float) -> None:
         """The database was in trouble just now: whoever wakes us gives no cause for haste."""
@@ -319,41 +315,9 @@ class Heart:
             self._lease.failed(exc, keep=False)
         self._lease.resign()
 
-    def _stop_disowned(self, conn: Connection) -> None:
-        """Asks what runs here to stop where the database does not know of it."""
-        executions = {execution.key: execution for execution in self._inflight.snapshot()}
-        disowned = claims.list_disowned(conn, self._replica, list(executions)) if executions else set()
-        for key in disowned:
-            execution = executions[key]
-            execution.lost = True  # a thread that is about to start it looks at this after ctx is set
-            if execution.ctx is not None:
-                execution.ctx.cancel(CancelReason.LOST)
-        if disowned:
-            log.warning(
-                "the database does not know of jobs that run here: they are to stop", extra={"jobs": len(disowned)}
-            )
-        self._known = True
-
-    def _runs_lost(self) -> bool:
-        return any(execution.lost and execution.outcome is None for execution in self._inflight.snapshot())
-
     def _return_waiting(self, conn: Connection) -> None:
         if self._dispatch.return_waiting(conn):
             outcomes.wake_leader(conn, self._lease_number)
-
-    def _give_back_unknown(self, conn: Connection) -> None:
-        """Gives back what the database believes we run and we do not: claims whose answer was lost."""
-        self._look_at_own = False
-        rows = claims.own_running(conn, self._replica)
-        unknown = {(id, attempt): lane for id, attempt, lane in rows if (id, attempt) not in self._inflight}
-        if unknown:
-            given_back = claims.release_jobs(conn, self._replica, list(unknown))
-            log.warning("gave back jobs whose claim was not answered", extra={"jobs": len(given_back)})
-            outcomes.wake_leader(conn, self._lease_number)
-            unknown = {key: lane for key, lane in unknown.items() if key not in given_back}
-        self._dispatch.set_unknown(Counter(unknown.values()))  # somebody holds their rows locked: they count, and stay
-        if unknown:
-            self._look_at_own = True
 
     def _disarm_fence(self) -> None:
         # Not at once: a job that a thread has just taken neither waits nor is seen to run for an instant.

@@ -204,7 +204,6 @@ class Replica:
             heartbeat_s=s.heartbeat_interval.total_seconds(),
             poll_interval_s=s.poll_interval.total_seconds(),
             orphan_after_s=s.orphan_after.total_seconds(),
-            lease_s=s.lease_duration.total_seconds(),
             metrics=metrics,
             behind_s=lambda: self._completer.behind_s,
         )

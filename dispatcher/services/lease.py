@@ -73,7 +73,8 @@ class Lease:
         self._number = number
         self._replica = replica
         self._heartbeat_s = heartbeat_s
-        self._duration_s = duration_s
+        self.duration_s = duration_s
+        """Silence after which the server ends this session."""
         self._orphan_after_s = orphan_after_s
         self._metrics = metrics
         self._stop = stop
@@ -239,7 +240,7 @@ class Lease:
         self._looks += 1
         if holder is None or self._seen is None or self._seen[0] != holder:
             self._seen = None if holder is None else (holder, now)
-        elif holder.state != "idle" and now - self._seen[1] > self._duration_s * EVICTION_MARGIN:
+        elif holder.state != "idle" and now - self._seen[1] > self.duration_s * EVICTION_MARGIN:
             if statements.evict_holder(self.conn, self._number, holder):
                 log.warning("ended the session of a silent leader", extra={"backend_pid": holder.pid})
             self._seen = None
@@ -255,7 +256,7 @@ class Lease:
         self.term = term
 
     def _failed(self, exc: Exception, *, keep: bool = True, took_s: float = math.inf) -> None:
-        canceled_early = self.term is not None and took_s < CANCELED_EARLY * self._duration_s
+        canceled_early = self.term is not None and took_s < CANCELED_EARLY * self.duration_s
         kept = keep and (undone if canceled_early else refused)(self.conn, exc)
         self.hold_until = self._clock() + self._trouble.note(exc, kept=kept)
         if not kept:

@@ -29,7 +29,9 @@ class Record:
 
 @pytest.fixture
 def lease() -> SimpleNamespace:
-    return SimpleNamespace(conn=object(), term=1, trusted_from=boottime(), claim_from=0.0, hold_until=0.0)
+    return SimpleNamespace(
+        conn=object(), term=1, trusted_from=boottime(), claim_from=0.0, hold_until=0.0, duration_s=1.0
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def inflight() -> InFlight:
 def heart(lease: SimpleNamespace, pool: SimpleNamespace, inflight: InFlight, monkeypatch: pytest.MonkeyPatch) -> Heart:
     heart = Heart(
         lease=cast(Any, lease),
-        dispatch=cast(Any, SimpleNamespace(woken=threading.Event())),
+        dispatch=cast(Any, SimpleNamespace(woken=threading.Event(), set_unknown=None)),
         pools=cast(Any, pool),
         inflight=inflight,
         began=lambda: None,
@@ -157,7 +159,7 @@ def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: He
             return 0
 
     heart._pools = cast(Any, Hearing())
-    lease.beat, lease.beat_in, lease.may_claim = lambda: False, lambda: 60.0, lambda: True
+    lease.beat, lease.beat_in, lease.may_claim = lambda running: False, lambda: 60.0, lambda: True
     awake: list[bool] = []
     dispatch = vars(heart._dispatch)
     dispatch.update(step=lambda _conn: 0, room=lambda: 1, nap=lambda: None, patience=lambda seconds: seconds)
