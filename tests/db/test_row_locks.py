@@ -42,7 +42,7 @@ def write_orphans(conn: Connection, claimed: Claimed) -> object:
 
 
 def show_timed_out(conn: Connection, claimed: Claimed) -> object:
-    outcomes.mark_timed_out(conn, {(claimed.id, claimed.attempt): "{}"})
+    outcomes.mark_timed_out(conn, {(claimed.id, claimed.attempt): '[{"kind": "timeout", "message": "late"}]'})
     return job(conn, claimed.id)["timed_out"]
 
 
