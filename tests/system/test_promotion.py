@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -23,7 +22,8 @@ from dispatcher.runtime import JobRuntime
 from tests.proxy import TcpProxy
 from tests.standby import Pair, port_of, standby_of
 from tests.system.api_process import ApiProcess, caller
-from tests.system.replicas import ROOT, TIMINGS, Fleet, count_sessions, end_sessions, overlaps, until
+from tests.system.failing_over import fail_over
+from tests.system.replicas import ROOT, TIMINGS, Fleet, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -42,15 +42,6 @@ def fleet(pair: Pair, postgres_dsn: str, tmp_path: Path) -> Iterator[Fleet]:
     """A fleet that knows both servers; the test itself is connected to the primary, until `fail_over`."""
     with Fleet(pair.dsn(postgres_dsn), tmp_path, admin_dsn=postgres_dsn) as fleet:
         yield fleet
-
-
-def fail_over(fleet: Fleet, pair: Pair, postgres_dsn: str) -> float:
-    """Kills the primary and promotes the standby; when the primary was killed."""
-    killed = time.monotonic()
-    pair.primary.kill()
-    pair.promote()
-    fleet.reconnect(pair.standby_dsn(postgres_dsn))
-    return killed
 
 
 def starts(fleet: Fleet, id: int) -> list[tuple[int, int]]:
@@ -183,66 +174,6 @@ def test_a_job_whose_outcome_was_lost_runs_again_under_a_new_number(
     assert not overlaps(fleet.events())
 
 
-# Two servers that take writes
-
-
-def test_a_former_primary_that_comes_back_is_not_led_on(fleet: Fleet, pair: Pair, postgres_dsn: str) -> None:
-    """It stands first in the DSN, and takes writes."""
-    replicas = fleet.start_pair()
-    pair.until_streaming()
-    fail_over(fleet, pair, postgres_dsn)
-    until(fleet.leader_pid, "one of them leads on the promoted server")
-    pair.primary.start()
-    for _ in range(3):
-        end_sessions(fleet.conn, "dispatcher %")
-        fleet.until_all(fleet.enqueue("quick", 3))
-    with psycopg.connect(postgres_dsn, autocommit=True) as former:
-        assert former.execute("select term from dispatcher.lease").fetchone() == (1,)
-        until(lambda: count_sessions(former, "dispatcher %") == 0, "nobody works there")
-    # Even where there is nobody else.
-    pair.standby.stop("immediate")
-    for replica in replicas:
-        until(partial(replica.said, "it is a former primary"), "it says what it sees")
-    with psycopg.connect(postgres_dsn) as former:
-        assert former.execute("select term from dispatcher.lease").fetchone() == (1,)
-    assert all(replica.alive for replica in replicas)
-
-
-def test_a_replica_that_starts_finds_the_promoted_server_behind_a_former_primary(
-    fleet: Fleet, pair: Pair, postgres_dsn: str
-) -> None:
-    pair.until_streaming()
-    pair.promote()
-    fleet.reconnect(pair.standby_dsn(postgres_dsn))
-    fleet.start_leader()
-    fleet.until_all(fleet.enqueue("quick"))
-
-
-def test_a_replica_cut_off_with_the_former_primary_goes_over_to_the_promoted_one_once_it_can(
-    fleet: Fleet, pair: Pair, postgres_dsn: str
-) -> None:
-    """It alone still reaches the old primary, which nobody has stopped, and not the new one."""
-    with TcpProxy("127.0.0.1", port_of(pair.standby)) as way:
-        way.cut()
-        far = fleet.start_leader(dsn=pair.dsn(postgres_dsn, ports=(port_of(pair.primary), way.port)))
-        near = fleet.start()
-        [id] = fleet.enqueue("hold", until=str(fleet.gate()))
-        fleet.until_started([id], pid=far.pid)
-        pair.until_streaming()
-        pair.promote()
-        fleet.reconnect(pair.standby_dsn(postgres_dsn))
-        with psycopg.connect(postgres_dsn, autocommit=True) as former:
-            former.execute("select pg_terminate_backend(backend_pid) from dispatcher.replica where id = %s", [near.id])
-            fleet.until_leads(near)
-            way.restore()
-            end_sessions(former, f"dispatcher lease {far.id}")
-            until(lambda: count_sessions(former, "dispatcher %") == 0, "none of its sessions is left there")
-        until(lambda: far.said("goes over to a promoted server"), "it says so")
-        fleet.gate().touch()
-        fleet.until_all([id, *fleet.enqueue("quick", 3)])
-        assert not overlaps(fleet.events())
-
-
 # A server in recovery
 
 
@@ -315,41 +246,3 @@ def test_the_api_goes_on_on_the_promoted_standby_and_hears_of_jobs_there(
                 assert next(line for line in told if line.startswith("data:"))
                 fleet.gate().touch()
                 assert any('"succeeded"' in line for line in told)
-
-
-def test_with_a_synchronous_standby_a_former_primary_that_goes_on_vouches_for_nobody(
-    fleet: Fleet, pair: Pair, postgres_dsn: str
-) -> None:
-    """It still answers questions; but what it commits reaches the promoted server no more, and it knows."""
-    with TcpProxy("127.0.0.1", port_of(pair.standby)) as way:
-        way.cut()
-        far = fleet.start_leader(dsn=pair.dsn(postgres_dsn, ports=(port_of(pair.primary), way.port)))
-        near = fleet.start()
-        [id] = fleet.enqueue("stubborn", until=str(fleet.gate()))
-        fleet.until_started([id], pid=far.pid)
-        pair.be_synchronous()
-        pair.promote()
-        with psycopg.connect(postgres_dsn, autocommit=True) as former:
-            former.execute("select pg_terminate_backend(backend_pid) from dispatcher.replica where id = %s", [near.id])
-        fleet.reconnect(pair.standby_dsn(postgres_dsn))
-        assert far.wait() == -signal.SIGKILL
-        died = time.monotonic()
-        fleet.until_started([id], pid=near.pid)
-        fleet.gate().touch()
-        fleet.until_all([id])
-        assert not overlaps(fleet.events(), {far.pid: died - 0.05})
-
-
-def test_servers_that_do_not_answer_keep_no_replica_from_the_lease(postgres_dsn: str, tmp_path: Path) -> None:
-    """It looks for rivals of the server that it has reached, for longer than a lease session may be idle."""
-    with TcpProxy("127.0.0.1", 1) as silent:
-        silent.pause()
-        port = conninfo.conninfo_to_dict(postgres_dsn)["port"]
-        ports = f"{port},{silent.port},{silent.port},{silent.port}"
-        dsn = conninfo.make_conninfo(postgres_dsn, host=",".join(4 * ["127.0.0.1"]), port=ports)
-        with Fleet(dsn, tmp_path, admin_dsn=postgres_dsn) as fleet:
-            began = time.monotonic()
-            fleet.start_leader()
-            took = time.monotonic() - began
-            print(f"\nled after {took:.1f} s")
-            assert took < 8, "three that are silent cost no more than one, at the start and again for the lease"
