@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 _CLOCK_BOOTTIME = 7
 _SIGEV_SIGNAL = 0
@@ -63,10 +64,10 @@ class Fence:
             if not self._sealed:
                 self._strike_at(deadline)
 
-    def disarm(self) -> None:
-        """Puts it off until armed again."""
+    def disarm(self, unless: Callable[[], bool] = lambda: False) -> None:
+        """Puts it off until armed again, `unless` it is needed: nobody arms it between that look and the act."""
         with self._lock:
-            if self.deadline is not None and not self._sealed:
+            if self.deadline is not None and not self._sealed and not unless():
                 self.deadline = None
                 self._set(None)
 

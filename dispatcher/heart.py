@@ -322,7 +322,11 @@ class Heart:
     def _disarm_fence(self) -> None:
         # Not at once: a job that a thread has just taken neither waits nor is seen to run for an instant.
         if time.monotonic() - self._needed_at > min(2 * self._heartbeat_s, 0.1 * self._orphan_after_s):
-            self._fence.disarm()
+            self._fence.disarm(unless=self._any_in_doubt)
+
+    def _any_in_doubt(self) -> bool:
+        """Also what was claimed and is not yet handed over, and what a thread took right before the process froze."""
+        return any(execution.outcome is None for execution in self._inflight.snapshot())
 
     def _wait(self, seconds: float) -> None:
         self._dispatch.rest(min(seconds, self._lease.beat_in()))

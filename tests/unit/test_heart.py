@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,8 +24,13 @@ class Record:
     def arm(self, deadline: float) -> None:
         self.deadline = deadline
 
-    def disarm(self) -> None:
-        self.deadline = None
+    def disarm(self, unless: Callable[[], bool] = lambda: False) -> None:
+        self.meanwhile()
+        if not unless():
+            self.deadline = None
+
+    def meanwhile(self) -> None:
+        """What another thread does between the look and the act."""
 
 
 @pytest.fixture
@@ -94,6 +100,34 @@ def test_a_job_that_a_thread_has_just_taken_stays_fenced(heart: Heart, lease: Si
     heart.arm_fence()
     lease.conn = None
     assert heart.idle
+    heart.losing()
+    assert deadline(heart) is not None
+
+
+def test_a_job_claimed_while_the_fence_is_being_taken_away_stays_fenced(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main thread has found no job, and comes to act only after the heart's thread has claimed one and armed."""
+
+    def claim() -> None:
+        inflight._all[1, 1] = cast(Any, SimpleNamespace(outcome=None))
+        heart.arm_fence()
+
+    heart.arm_fence()
+    time.sleep(0.03)
+    lease.conn = None
+    monkeypatch.setattr(heart._fence, "meanwhile", claim)
+    assert not heart.losing()
+    assert deadline(heart) is not None
+
+
+def test_a_job_taken_from_the_queue_right_before_the_process_froze_stays_fenced(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight
+) -> None:
+    heart.arm_fence()
+    inflight._all[1, 1] = cast(Any, SimpleNamespace(outcome=None))  # neither waits nor executes
+    time.sleep(0.03)
+    lease.conn = None
     heart.losing()
     assert deadline(heart) is not None
 
