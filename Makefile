@@ -19,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format previous build clean
+.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format audit previous build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -92,6 +92,11 @@ bench-growth: $(BENCH_READY)  ## draw throughput against what may grow, into doc
 format: $(READY)  ## rewrite the files as "make check" wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+audit:  ## look for known weaknesses of the pinned packages; asks PyPI
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit \
+		&& $(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	@$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 previous: $(READY)  ## right after a release: keep its wheel, for the tests of the next upgrade
 	@rm -rf build dist

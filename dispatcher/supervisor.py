@@ -116,7 +116,7 @@ def _start(argv: list[bytes], folder: bytes, environment: dict[bytes, bytes], st
         if os.getppid() == supervisor:
             os.chdir(folder)
             step = "exec"
-            os.execvpe(argv[0], argv, environment)
+            os.execvpe(argv[0], argv, environment)  # noqa: S606 - no shell is meant
     except OSError as exc:
         _report(status, f"E {step} {exc.errno}")
     finally:

@@ -90,7 +90,8 @@ class WaitUntilPayload(BaseModel):
         """How long to wait after so many looks."""
         first = seconds(self.every)
         longest = max(first, MAX_EVERY_S) if self.max_every is None else seconds(self.max_every)
-        return Backoff(first, self.backoff, longest, self.jitter).delay_s(looks, random.random())
+        chance = random.random()  # noqa: S311 - no secret
+        return Backoff(first, self.backoff, longest, self.jitter).delay_s(looks, chance)
 
     def deadline_s(self, created_at: datetime) -> float:
         """How long to wait in all, from the job's creation."""

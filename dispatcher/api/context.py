@@ -168,7 +168,7 @@ async def write(
         except DatabaseUnavailable as exc:
             if not tries_left or not isinstance(exc.__cause__, UNDONE):
                 raise
-            await asyncio.sleep(random.random() * UNDONE_PAUSE_S)  # or both would meet again
+            await asyncio.sleep(random.random() * UNDONE_PAUSE_S)  # noqa: S311 - no secret; or both would meet again
     raise AssertionError  # the last try returns or raises
 
 

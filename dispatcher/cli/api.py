@@ -10,6 +10,7 @@ from dispatcher import logs
 from dispatcher.cli.base import common_options, fail
 from dispatcher.cli.flags import settings_flags
 from dispatcher.cli.session import settings
+from dispatcher.conceal import conceal_environment
 
 MISSING = "the HTTP API needs more packages: pip install 'pg-dispatcher[api]'"
 
@@ -27,4 +28,5 @@ def command(**flags: Any) -> None:
             raise
         fail(f"{MISSING} ({exc.name} is not there)")
     logs.configure(loaded.log_level, loaded.log_format)
+    conceal_environment()
     serve(loaded)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from dispatcher.conceal import conceal_argument
 from dispatcher.errors import DispatcherError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +38,7 @@ def common_options(function: F) -> F:
         ("config", "A TOML file with settings."),
         (
             "dsn",
-            "PostgreSQL. Others can see it in the process list: if it has a password, set DISPATCHER_DSN.",
+            "PostgreSQL. Others see it in the process list for a moment: if it has a password, set DISPATCHER_DSN.",
         ),
     ):
         is_flag = name == "json"
@@ -47,6 +48,8 @@ def common_options(function: F) -> F:
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name == "dsn":
+        conceal_argument("--dsn", value)
     if value and parameter.name:
         setattr(context.find_root().ensure_object(Common), parameter.name, value)
 

@@ -7,10 +7,10 @@ from typing import Any
 import click
 from psycopg import conninfo
 
-from dispatcher.cli.base import common, common_options
+from dispatcher.cli.base import common, common_options, note
 from dispatcher.cli.flags import settings_flags
 from dispatcher.cli.output import print_json, print_table
-from dispatcher.cli.session import settings
+from dispatcher.cli.session import exposed, settings
 
 SECRET = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 
@@ -21,6 +21,8 @@ SECRET = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", 
 def command(**flags: Any) -> None:
     """Print every setting, its value and where it comes from; exit with 1 if they contradict each other."""
     loaded, origin = settings(flags)
+    if complaint := exposed(loaded, origin):
+        note(complaint)
     values = {**loaded.model_dump(mode="json"), "dsn": masked(loaded.dsn.get_secret_value())}
     if common().json:
         print_json({name: {"value": value, "origin": origin[name]} for name, value in values.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import Any
 
 from dispatcher.cli.base import common
@@ -16,6 +18,15 @@ def settings(flags: dict[str, Any] | None = None) -> tuple[Settings, dict[str, s
     loaded, origin = load({**(flags or {}), "dsn": shared.dsn}, shared.config)
     check_dsn(loaded.dsn.get_secret_value())
     return loaded, origin
+
+
+def exposed(loaded: Settings, origin: dict[str, str]) -> str | None:
+    """What is wrong where everybody can read a settings file that has the password of the database."""
+    kind, _, file = origin["dsn"].partition(" ")
+    params = check_dsn(loaded.dsn.get_secret_value())
+    if kind != "file" or not params.get("password") or not Path(file).stat().st_mode & stat.S_IROTH:
+        return None
+    return f"everybody can read the settings file {file}, which has a password: chmod o-r, or use a pgpass file"
 
 
 def dsn() -> str:

@@ -92,4 +92,4 @@ def _pause_s(state: tenacity.RetryCallState) -> float:
     again = state.outcome.exception() if state.outcome is not None else None
     after_s = again.after_s if isinstance(again, Again) else 0.0
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (state.attempt_number - 1))
-    return after_s + random.uniform(longest / 2, longest)
+    return after_s + random.uniform(longest / 2, longest)  # noqa: S311 - no secret

@@ -7,7 +7,6 @@ that share a pipe share its lock, and one that dies with the lock in hand stops 
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sys
@@ -16,16 +15,18 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dispatcher.conceal import split_environment
 from dispatcher.job import CancelReason
 from dispatcher.outcome import Outcome
 from dispatcher.pools.messages import Attempt, CancelOrder, Done, FromWorker, Order, Setup, Started, ToWorker
 from dispatcher.supervised import Supervised, SupervisorDied, order_for
 
 _BOOT = """\
-import sys
+import os, sys
 from multiprocessing.connection import Connection
 conn = Connection(int(sys.argv[1]))
 sys.path[:] = conn.recv()
+os.environ.update(conn.recv())
 from dispatcher.pools.worker_main import Worker
 Worker(conn).run()
 """
@@ -47,7 +48,8 @@ class WorkerProcess:
         with theirs:
             argv = [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), "dispatcher worker"]
             try:
-                order = order_for(argv, Path.cwd(), os.environ)
+                plain, hidden = split_environment()
+                order = order_for(argv, Path.cwd(), plain)
                 self._supervised = Supervised(order, keep_open=[theirs.fileno()])
             except BaseException:
                 ours.close()
@@ -61,6 +63,7 @@ class WorkerProcess:
         self.worn = False
         """True once it is to be replaced."""
         self._send(sys.path)
+        self._send(hidden)
         self._send(setup)
 
     @property
@@ -126,7 +129,7 @@ class WorkerProcess:
         with self._sending:  # its end is gone, so nobody sends for long; who came later must not find another's file
             self._conn.close()
 
-    def _send(self, message: ToWorker | list[str]) -> None:
+    def _send(self, message: ToWorker | list[str] | dict[str, str]) -> None:
         try:
             with self._sending:
                 self._conn.send(message)

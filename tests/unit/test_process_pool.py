@@ -54,6 +54,14 @@ def await_end(pid: int) -> None:
         psutil.Process(pid).wait(PATIENCE_S)
 
 
+def freeze(pid: int) -> None:
+    """Stops a process, and waits until each of its threads stands: on a busy machine that takes a while."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(file.read_text().rpartition(") ")[2][0] != "T" for file in Path(f"/proc/{pid}/task").glob("*/stat")):
+        assert time.monotonic() < deadline, "it does not stop"
+
+
 def result(outcome: Any) -> Any:
     assert outcome.state is State.SUCCEEDED, outcome
     return json.loads(outcome.result)
@@ -370,7 +378,7 @@ def test_a_log_handler_that_raises_costs_no_job(pooling: Pooling) -> None:
 
 def test_a_worker_that_does_not_read_its_order_is_killed_when_the_job_is_to_stop(pooling: Pooling) -> None:
     frozen = result(pooling.run(far_jobs.echo, text=""))["pid"]
-    os.kill(frozen, signal.SIGSTOP)
+    freeze(frozen)
     execution = pooling.make(far_jobs.length, text="x" * 2**20)  # more than a socket takes
     pooling.submit(execution)
     while execution.ctx is None:
@@ -383,7 +391,7 @@ def test_a_worker_that_does_not_read_its_order_is_killed_when_the_job_is_to_stop
 
 def test_a_job_that_never_started_is_not_failed_for_its_timeout(pooling: Pooling) -> None:
     frozen = result(pooling.run(far_jobs.echo, text=""))["pid"]
-    os.kill(frozen, signal.SIGSTOP)
+    freeze(frozen)
     execution = pooling.make(far_jobs.echo, text="")
     pooling.submit(execution)
     while execution.ctx is None:
