@@ -170,7 +170,7 @@ def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: He
 def test_a_new_sessions_answers_count_only_once_its_database_was_seen_to_know_what_runs_here(
     heart: Heart, lease: SimpleNamespace
 ) -> None:
-    """A server that was promoted may have lost our claims, and whoever leads there waits no longer than orphan_after."""
+    """A server that was promoted may have lost our claims, and who leads there waits orphan_after, no longer."""
     before = lease.trusted_from
 
     def connect() -> bool:
