@@ -193,7 +193,7 @@ def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: He
             return 0
 
     heart._pools = cast(Any, Hearing())
-    lease.beat, lease.beat_in, lease.may_claim = lambda running: False, lambda: 60.0, lambda: True
+    lease.beat, lease.beat_in, lease.may_claim = lambda **_: False, lambda: 60.0, lambda: True
     awake: list[bool] = []
     dispatch = vars(heart._dispatch)
     dispatch.update(step=lambda _conn: 0, room=lambda: 1, nap=lambda: None, patience=lambda seconds: seconds)
@@ -201,3 +201,20 @@ def test_a_cancel_that_is_heard_right_after_the_look_is_not_slept_over(heart: He
     dispatch.update(rest=lambda _seconds: awake.append(heart._dispatch.woken.is_set()))
     heart.step()
     assert awake == [True]
+
+
+def test_a_new_sessions_answers_count_only_once_its_database_was_seen_to_know_what_runs_here(
+    heart: Heart, lease: SimpleNamespace
+) -> None:
+    """A server that was promoted may have lost our claims, and who leads there waits orphan_after, no longer."""
+    before = lease.trusted_from
+
+    def connect() -> bool:
+        lease.conn, lease.trusted_from = object(), before + 5.0
+        return False  # nothing was asked on it yet
+
+    lease.conn, lease.connect = None, connect
+    heart.step()
+    heart.arm_fence()
+    assert heart.trusted_from == before
+    assert heart._fence.deadline == before + ORPHAN_AFTER_S * (1 - FENCE_MARGIN)
