@@ -15,7 +15,7 @@ RV = TypeVar("RV")
 
 
 class GuardedConnection(psycopg.Connection[TupleRow]):
-    """Looks before each step of libpq, which takes a microsecond."""
+    """Looks before each step of libpq, which takes three microseconds."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)

@@ -53,11 +53,12 @@ class AsyncPool(LoopPool):
         return self.size if stuck and self._blocked() else stuck
 
     def _blocked(self) -> bool:
-        if self._asked_at is None:
-            self._asked_at = self._clock()
+        asked_at = self._asked_at  # once: the loop may answer between any two lines
+        if asked_at is None:
+            asked_at = self._asked_at = self._clock()
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._answer)
-        return self._clock() - self._asked_at > BLOCKED_S
+        return self._clock() - asked_at > BLOCKED_S
 
     def _answer(self) -> None:
         self._asked_at = None
