@@ -2,7 +2,8 @@
 
 Two things together prove a death: the process is no longer there (or another one has its number), and nobody holds
 its lock file: the lock belongs to an open file that the programs it started inherit, so it stays until the last of
-them is gone as well. Being refused a look (EPERM, hidden /proc) proves nothing.
+them is gone as well, and tells who they are: should nobody else have ended them, we can. Being refused a look (EPERM,
+hidden /proc) proves nothing.
 """
 
 from __future__ import annotations

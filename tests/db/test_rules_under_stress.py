@@ -13,10 +13,10 @@ import pytest
 from dispatcher.db import Connection
 from dispatcher.executor import Executor
 from dispatcher.queries import claims
+from tests.db.beating import Beating
 from tests.db.contenders import contender, register
 from tests.db.leading import A, Leading
 from tests.db.running import OWNER, nothing, open_transaction, publish, session, value
-from tests.db.test_hostile_server import Beating
 from tests.db.test_rules import control, fill, running
 
 RATED = Executor("rated", nothing, "tests.rated", rate=10.0, burst=4)
