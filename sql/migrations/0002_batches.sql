@@ -116,6 +116,16 @@ end $$;
 create trigger tidy after delete on dispatcher.job referencing old table as gone
 for each statement execute function dispatcher.tidy();
 
+-- Whether an unfinished job was enqueued after this one, as it is by now: a statement that has come to hold the job's lock still
+-- sees other tables as they were when it began.
+create function dispatcher.is_awaited(id bigint) returns boolean
+volatile language plpgsql as $$
+begin
+    return exists (
+        select from dispatcher.dependency d join dispatcher.job f on f.id = any(array[d.job_id])
+        where d.after_id = is_awaited.id and f.state in ('scheduled', 'blocked', 'pending', 'running'));
+end $$;
+
 alter type dispatcher.job_options add attribute parent bigint, add attribute after bigint[], add attribute on_failure text,
     add attribute unique_keys text[], add attribute callback jsonb;
 

@@ -4,7 +4,7 @@
 with page as materialized (
     select j.id, j.created_at, j.state, j.finished_at from dispatcher.job j where j.id > %(after)s order by j.id limit %(page)s
 ), expired as materialized (
-    select j.id from page p join dispatcher.job j on j.id = any(array[p.id])
+    select j.id, j.followed from page p join dispatcher.job j on j.id = any(array[p.id])
     where ((j.state = 'succeeded' and j.finished_at < now() - %(keep_succeeded)s::interval)
            or (j.state in ('failed', 'partial', 'canceled') and j.finished_at < now() - %(keep_failed)s::interval))
       and (j.followed is not true or not exists (
@@ -17,7 +17,9 @@ with page as materialized (
     select b.job_id as id from expired e join dispatcher.batch b on b.job_id = e.id for update of b skip locked
 ), gone as (
     delete from dispatcher.job j using expired e
-    where j.id = any(array[e.id]) and (j.type <> 'batch' or j.id in (select b.id from batches b)) returning j.id, j.result_url
+    where j.id = any(array[e.id]) and (j.type <> 'batch' or j.id in (select b.id from batches b))
+      and (e.followed is not true or not dispatcher.is_awaited(e.id))  -- enqueued since this statement began, before we had the lock
+    returning j.id, j.result_url
 )
 select (select max(p.id) from page p) as last_id,
        (select count(*)::integer from gone) as pruned,

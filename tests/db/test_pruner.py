@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from dispatcher.sql import statement
 
 from dispatcher.db import Connection
 from dispatcher.metrics import Metrics
 from dispatcher.services import pruner as pruner_module
 from dispatcher.services.pruner import Pruner
 from tests.db.linking import batch, children
-from tests.db.running import enqueue, open_transaction, publish, session, value
+from tests.db.running import enqueue, open_transaction, publish, session, until, value
 
 DAY = timedelta(days=1)
 Make = Callable[..., Pruner]
@@ -166,6 +167,29 @@ def test_predecessor_stays_as_long_as_a_job_that_was_promised_its_result_has_not
     conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = %s", (after,))
     walk(make())
     assert left(conn) == [after]
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_predecessor_of_a_job_that_was_enqueued_while_the_pruner_looked_stays(
+    dsn: str, conn: Connection, make: Make, monkeypatch: pytest.MonkeyPatch, *, followed: bool
+) -> None:
+    """It was committed after the pruner's look had begun and before it had the row's lock, which then hides nothing."""
+    (before,) = add(conn, "succeeded", 100)
+    earlier = (
+        [enqueue(conn, after=before)] if followed else []
+    )  # then the row is only locked, not written, by the next one
+    conn.execute("update dispatcher.job set state = 'succeeded', finished_at = now() where id = any(%s)", (earlier,))
+    pruner, slowly = make(), "from (select pg_sleep(1.5)) as s, dispatcher.job j where j.id >"
+    monkeypatch.setattr(
+        "dispatcher.queries.upkeep.statement",
+        lambda name: statement(name).replace(b"from dispatcher.job j where j.id >", slowly.encode()),
+    )
+    looking = threading.Thread(target=pruner.prune_page)
+    looking.start()
+    until(lambda: value(conn, "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"))
+    after = enqueue(conn, after=before)
+    looking.join()
+    assert left(conn) == [before, *earlier, after]
 
 
 def test_child_stays_as_long_as_its_batch_is_open(conn: Connection, make: Make) -> None:

@@ -1,5 +1,6 @@
 """What a replica leaves behind: its jobs run elsewhere only once nothing of them can run here any more."""
 
+import contextlib
 import os
 import signal
 import time
@@ -31,6 +32,18 @@ def start_program(fleet: Fleet) -> tuple[int, int, int]:
     return id, program, supervisor
 
 
+@contextlib.contextmanager
+def frozen(supervisor: int, program: int) -> Iterator[None]:
+    """The supervisor is stopped, and whatever is left of both in the end is killed."""
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in (program, supervisor):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def last_tick(fleet: Fleet) -> float:
     """When the program was last seen to run, in monotonic seconds; the clocks of file times are coarser."""
     return (fleet.folder / "ticks").stat().st_mtime - time.time() + time.monotonic() - 0.02
@@ -39,15 +52,15 @@ def last_tick(fleet: Fleet) -> float:
 def test_job_of_a_killed_replica_waits_until_its_program_is_gone_as_well(fleet: Fleet) -> None:
     """The one that is to kill it is frozen: the death of the replica's process alone proves nothing."""
     leader, standby = fleet.start_pair(orphan_after="60s")
-    id, _, supervisor = start_program(fleet)
-    os.kill(supervisor, signal.SIGSTOP)
-    leader.send(signal.SIGKILL)
-    leader.wait()
-    fleet.until_leads(standby)
-    time.sleep(1.0)  # what is looked for is that nothing happens: several looks at a proof of death
-    assert (fleet.states([id]), fleet.job(id)["attempt"]) == ({id: "running"}, 1)
-    os.kill(supervisor, signal.SIGCONT)
-    fleet.until_all([id])
+    id, program, supervisor = start_program(fleet)
+    with frozen(supervisor, program):
+        leader.send(signal.SIGKILL)
+        leader.wait()
+        fleet.until_leads(standby)
+        time.sleep(1.0)  # what is looked for is that nothing happens: several looks at a proof of death
+        assert (fleet.states([id]), fleet.job(id)["attempt"]) == ({id: "running"}, 1)
+        os.kill(supervisor, signal.SIGCONT)
+        fleet.until_all([id])
     assert fleet.events("start", job=id)[1].t > last_tick(fleet)
 
 
@@ -55,20 +68,13 @@ def test_program_that_outlives_its_replica_is_killed_before_its_job_runs_again(f
     """Nobody on this host waits for ever: past orphan_after what still runs of it is ended, and seen gone."""
     leader, standby = fleet.start_pair()
     id, program, supervisor = start_program(fleet)
-    os.kill(supervisor, signal.SIGSTOP)
-    leader.send(signal.SIGKILL)
-    leader.wait()
-    try:
+    with frozen(supervisor, program):
+        leader.send(signal.SIGKILL)
+        leader.wait()
         fleet.until_started([id], pid=standby.pid)
         again = fleet.events("start", job=id)[1].t
         fleet.until_all([id])
         assert last_tick(fleet) < again
-    finally:
-        for pid in (program, supervisor):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
 def test_program_that_heeds_no_stop_is_gone_before_its_job_runs_again(fleet: Fleet) -> None:
