@@ -64,13 +64,16 @@ class Daemon:
         gc.freeze()
         identity = Identity()
         self._lock_file = OwnFile(identity.lock_fd)
-        part_with_children()
         supervised.inherit(identity.lock_fd)
         try:
             self._replica = Replica(self._settings, self._registry, identity.process, halt=self._halt)
             self._fitness = Fitness(self._replica, most_stuck=self._settings.stuck_limit)
             self._serve_metrics()
-            self._run()
+            part_with_children()
+            try:
+                self._run()
+            finally:
+                self._linger()
             return 0 if self._fatal is None else 1
         except psycopg.errors.InsufficientPrivilege as exc:
             raise SchemaError(
@@ -81,7 +84,6 @@ class Daemon:
         finally:
             supervised.disinherit(identity.lock_fd)
             self._lock_file.forget()
-            self._linger()
             identity.close()
 
     def _linger(self) -> None:
