@@ -87,6 +87,12 @@ byte faults, stops, calm;         /* calm: ticks since anything went wrong or go
 #define idle(r) (flying[r] == 0)
 #endif
 
+#ifdef REACHED /* says once, while spin searches, that this comes about: a model in which nothing happens is safe, too */
+#define reached(what) c_code { static int said; if (!said) { said = 1; printf("reached: " what "\n"); } }
+#else
+#define reached(what) skip
+#endif
+
 inline fault() { faults++; calm = 0 }
 
 /* ---- the server ---- */
@@ -101,7 +107,7 @@ inline put_back(state, pause) { job = state; owner = NOBODY; due = pause }
 inline serve(r, what, reply) {
     if
     :: what == OPEN && session[r] == GONE -> session[r] = USED; quiet[r] = 0; reply = YES
-    :: what == OPEN && session[r] != GONE -> close_session(r); reply = NO /* end_own_session */
+    :: what == OPEN && session[r] != GONE -> reached("own earlier session ended"); close_session(r); reply = NO
     :: what != OPEN && session[r] == GONE -> reply = LOST
     :: else ->
         quiet[r] = 0; reply = YES;
@@ -111,7 +117,7 @@ inline serve(r, what, reply) {
         :: (what == RAISE || what == BEAT) && !row[r] -> reply = NO
         :: what == OWN -> found[r] = (job == RUNNING && owner == r -> attempt : 0)
         :: what == RELEASE ->
-            if :: job == RUNNING && owner == r && attempt == found[r] -> put_back(PENDING, 0) :: else fi
+            if :: job == RUNNING && owner == r && attempt == found[r] -> reached("given back unstarted"); put_back(PENDING, 0) :: else fi
         :: what == CONTEND && holder == NOBODY -> holder = r; calm = 0
         :: what == CONTEND && holder != NOBODY -> reply = NO
         :: what == RESIGN -> holder = NOBODY
@@ -135,7 +141,7 @@ inline settle(r) {
         assert(attempt == settling[r]); /* an outcome is that of its own attempt, and so recorded once */
         calm = 0;
         if :: settling_final[r] -> put_back(ENDED, 0) :: else -> put_back(PENDING, 0) fi
-    :: else
+    :: else -> reached("outcome too late")
     fi
 }
 
@@ -144,7 +150,9 @@ proctype Server(byte r) {
 end: do
     :: atomic { request[r] != NONE && answer[r] == NONE && !stalled[r] -> serve(r, request[r], answer[r]) }
     /* A statement goes on although its client is gone: a claim commits, and nobody hears of it. */
-    :: atomic { late[r] != NONE -> serve(r, late[r], ignored); late[r] = NONE; found[r] = 0; ignored = NONE }
+    :: atomic { late[r] != NONE ->
+        if :: late[r] == CLAIM && job == PENDING -> reached("claim that nobody hears of") :: else fi;
+        serve(r, late[r], ignored); late[r] = NONE; found[r] = 0; ignored = NONE }
     :: atomic { settling[r] != 0 -> settle(r);
         if :: outcome[r] == settling[r] -> outcome[r] = 0; final[r] = false :: else fi;
         settling[r] = 0; settling_final[r] = false
@@ -179,7 +187,7 @@ inline arm(r) {
     needed[r] = 0;
     if
     :: sealed[r]
-    :: !sealed[r] && trusted[r] >= FENCE -> die(r)
+    :: !sealed[r] && trusted[r] >= FENCE -> reached("armed too late"); die(r)
     :: else -> fence[r] = FENCE - trusted[r]
     fi
 }
@@ -291,7 +299,7 @@ inline mind(r) {
     :: !awake(r) || ending[r]
     :: awake(r) && !ending[r] && !idle(r) -> arm(r)
 #ifndef BROKEN_DISARM
-    :: awake(r) && !ending[r] && idle(r) && lonely(r) -> disarm(r)
+    :: awake(r) && !ending[r] && idle(r) && lonely(r) && fence[r] != OFF -> reached("fence taken away without a session"); disarm(r)
 #endif
     :: else
     fi
@@ -303,7 +311,10 @@ end: do
     :: atomic { awake(r) && !disarms[r] && fence[r] != OFF && idle(r) && lonely(r) -> disarms[r] = true }
     :: atomic { awake(r) && disarms[r] -> disarms[r] = false; disarm(r) }
 #endif
-    :: atomic { awake(r) && ending[r] -> die(r) }
+    :: atomic { awake(r) && ending[r] ->
+        if :: sealed[r] -> reached("given back while running") :: else -> reached("row was removed") fi;
+        die(r)
+    }
     /* Told to stop: nothing is in flight, or the grace is over. */
     :: atomic { awake(r) && draining[r] && flying[r] == 0 && outcome[r] == 0 && !leading[r] && request[r] == NONE ->
         if :: job == RUNNING && owner == r :: else -> row[r] = false fi;
@@ -386,14 +397,16 @@ inline look(r, q) {
     :: watched(r, q) && (seen(r, q) == OFF || !same(r, q)) -> seen(r, q) = 0; seen_at(r, q) = number(q)
     :: else
     fi;
-    if :: rescues(r, q) -> target[r] = q; seen_at(r, q) = number(q) :: else fi
+    if :: rescues(r, q) -> reached("owner seen gone for good"); target[r] = q; seen_at(r, q) = number(q) :: else fi
 }
 
 inline rescue(q, at) { /* in one transaction, which has the liveness lock itself */
     if
-    :: session[q] == GONE && number(q) == at -> row[q] = false; calm = 0;
-        if :: job == RUNNING && owner == q -> put_back(PENDING, 0) :: else fi
-    :: else
+    :: session[q] == GONE && number(q) == at ->
+        if :: row[q] -> reached("gone replica's row removed") :: else -> reached("claim without a row rescued") fi;
+        row[q] = false; calm = 0;
+        if :: job == RUNNING && owner == q -> reached("rescue"); put_back(PENDING, 0) :: else fi
+    :: else -> reached("rescue refused")
     fi
 }
 
@@ -426,7 +439,7 @@ inline start(r) { dead[r] = false; row[r] = true; turn[r] = BEATING }
 
 proctype Systemd() { /* what has died is started again, as another replica */
 #ifndef PAIR
-end: atomic { dead[0] || dead[1] -> start(2) }
+end: atomic { dead[0] || dead[1] -> reached("third replica"); start(2) }
 #else
     skip
 #endif
@@ -452,12 +465,12 @@ inline pass(r) {
         :: else -> asked[r] = 0; if :: turn[r] == RESTED -> turn[r] = BEATING :: else fi
         fi;
         age(r, 0); age(r, 1); age(r, 2);
-        if :: fence[r] == OFF :: fence[r] == 1 -> die(r) :: else -> fence[r]-- fi
+        if :: fence[r] == OFF :: fence[r] == 1 -> reached("fence strikes"); die(r) :: else -> fence[r]-- fi
     :: else
     fi;
     if
 #ifndef BROKEN_EXPIRY
-    :: session[r] != GONE && quiet[r] >= LEASE - 1 -> close_session(r)
+    :: session[r] != GONE && quiet[r] >= LEASE - 1 -> reached("session expires"); close_session(r)
 #endif
     :: session[r] != GONE && quiet[r] < LEASE - 1 -> quiet[r]++
     :: else
