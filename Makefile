@@ -19,7 +19,7 @@ FAILED := { echo "Could not install the Python packages: the package index must 
 	"All output is in $(LOG)" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-system storm bench bench-peers bench-growth format audit previous build clean
+.PHONY: help venv demo check model test test-system storm bench bench-peers bench-growth format audit previous build clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' \
@@ -68,6 +68,9 @@ check: $(READY)  ## format, lint, types, import contracts, SQL
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/sqlfluff lint --processes 0 --disable-progress-bar sql
+
+model: $(READY)  ## check the model of the protocol with spin
+	@$(BIN)/python -m pytest tests/model $(ARGS)
 
 # Two at a time, each with a server of its own; those that break replicas one after another, beside the others.
 test: $(READY)  ## all tests except those that boot systemd
