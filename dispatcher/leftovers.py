@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dispatcher.db import Connection
 from dispatcher.inflight import Execution
 from dispatcher.job import FINAL, CancelReason
-from dispatcher.outcome import Outcome
 from dispatcher.queries import outcomes
 from dispatcher.services.completer import stuck_error
 
@@ -29,16 +28,14 @@ def write_leftovers(conn: Connection, executions: Sequence[Execution]) -> str:
     ended = [execution.outcome for execution in executions if execution.outcome is not None]
     running = [execution for execution in executions if execution.outcome is None]
     stuck = [execution for execution in running if hangs(execution)]
-    back = [_postponed(execution) for execution in running if not hangs(execution)]
+    back = [execution for execution in running if not hangs(execution)]
     if stuck:
         outcomes.mark_timed_out(conn, {execution.key: stuck_error(execution) for execution in stuck})
     if final := [outcome for outcome in ended if outcome.state in FINAL]:
         outcomes.finish_jobs(conn, final, free_only=True)
-    if again := back + [outcome for outcome in ended if outcome.state not in FINAL]:
+    if again := [outcome for outcome in ended if outcome.state not in FINAL]:
         outcomes.reschedule_jobs(conn, again)
+    if back:
+        outcomes.postpone_jobs(conn, [execution.key for execution in back], RETURN_AFTER_S)
     said = f"{len(back)} jobs did not stop in time and were given back"
     return said if not stuck else f"{said}, {len(stuck)} past their timeout end with this process"
-
-
-def _postponed(execution: Execution) -> Outcome:
-    return Outcome.snooze_attempt(execution.claimed.id, execution.claimed.attempt, RETURN_AFTER_S)

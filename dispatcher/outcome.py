@@ -92,12 +92,7 @@ class Outcome(NamedTuple):  # a tuple, since one is made for each job and a froz
     @classmethod
     def snooze(cls, job: Job, after: float) -> Outcome:
         """Runs again after so many seconds; no failure."""
-        return cls.snooze_attempt(job.id, job.attempt, after)
-
-    @classmethod
-    def snooze_attempt(cls, job_id: int, attempt: int, after: float) -> Outcome:
-        """The same for an attempt whose job is not at hand."""
-        return cls(job_id, attempt, State.SCHEDULED, delay_s=_pause(after))
+        return cls(job.id, job.attempt, State.SCHEDULED, delay_s=_pause(after))
 
     @classmethod
     def release(cls, job: Job) -> Outcome:

@@ -58,6 +58,19 @@ def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
     return _recorded(rows)
 
 
+def postpone_jobs(conn: Connection, attempts: Sequence[Attempt], delay_s: float) -> set[Attempt]:
+    """Schedules jobs that still run in this process, which ends before `delay_s` is over; those that it could."""
+    rows = conn.execute(
+        statement("postpone_jobs"),
+        {
+            "ids": array([id for id, _ in attempts]),
+            "attempts": array([attempt for _, attempt in attempts]),
+            "delay_s": delay_s,
+        },
+    )
+    return set(rows.fetchall())
+
+
 def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Attempt]:
     """Those whose row still says running."""
     rows = conn.execute(

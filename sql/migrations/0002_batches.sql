@@ -693,17 +693,20 @@ begin
     end if;
 end $$;
 
--- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before.
+-- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before. What a replica that ends has postponed
+-- may still run there: it has an owner until it is due, and no retry makes it start sooner.
 create function dispatcher.revive(ids bigint[], out revived bigint[], out ended boolean)
 language plpgsql as $$
 begin
     with old as materialized (
-        select j.id, j.state from dispatcher.job j
+        select j.id, j.state, j.state = 'scheduled' and j.owner is not null and j.run_at > now() as may_run
+        from dispatcher.job j
         where j.id = any(ids) and j.state in ('failed', 'partial', 'canceled', 'scheduled') order by j.id for no key update
     ), again as (
         update dispatcher.job j
-        set state = 'pending', run_at = now(), failures = 0, cancel_requested = false, timed_out = false,
-            started_at = null, finished_at = null, owner = null, progress = null, progress_message = null,
+        set state = case when o.may_run then 'scheduled' else 'pending' end, run_at = case when o.may_run then j.run_at else now() end,
+            owner = case when o.may_run then j.owner end, failures = 0, cancel_requested = false, timed_out = false,
+            started_at = null, finished_at = null, progress = null, progress_message = null,
             result = null, result_url = null
         from old o where j.id = o.id
         returning j.id, j.parent_id, o.state

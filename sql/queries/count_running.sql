@@ -1,5 +1,6 @@
 -- count_running: running jobs per type and tenant of all owners but this one (they only become fewer: others do not claim). Of owners
--- under another lease, whose leader does claim, those of our types alone: a type that was moved here may still run there.
+-- under another lease, whose leader does claim, those of our types alone: a type that was moved here may still run there. What a
+-- replica that ends has postponed counts for as long as it may still run.
 with own as materialized (
     select r.lease, r.types from dispatcher.replica r where r.id = %(owner)s
 )
@@ -9,6 +10,6 @@ from (select distinct named.id,
       from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)
       where c.owner <> %(owner)s) named
 join dispatcher.job j on j.id = any(array[named.id])
-where j.state = 'running' and j.owner <> %(owner)s
+where (j.state = 'running' or (j.state = 'scheduled' and j.run_at > now())) and j.owner <> %(owner)s
   and (not named.under_another or j.type = any(array(select unnest(o.types) from own o)))
 group by j.type, j.tenant

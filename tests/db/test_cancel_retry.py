@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from dispatcher.db import Connection
+from dispatcher.queries import outcomes
 from tests.db.running import claim, enqueue, job, open_transaction, publish, session, state, until, value
 
 FINAL = ("succeeded", "partial", "failed", "canceled")
@@ -125,8 +126,8 @@ def test_retry_begins_anew(conn: Connection, lease: Connection, before: str) -> 
     id = enqueue(conn)
     claim(lease)
     conn.execute(
-        """update dispatcher.job set state = %s, run_at = now() + interval '1 day', failures = 5, progress = 50,
-           cancel_requested = true, timed_out = true, result = '1', errors = '[{"message": "old"}]' where id = %s""",
+        """update dispatcher.job set state = %s, owner = null, run_at = now() + interval '1 day', failures = 5,
+           progress = 50, cancel_requested = true, timed_out = true, result = '1', errors = '[{"message": "old"}]' where id = %s""",
         (before, id),
     )
     assert retry(conn, id) == "pending"
@@ -163,6 +164,29 @@ def test_retry_of_a_timed_out_job_whose_thread_still_runs_is_refused(conn: Conne
         retry(conn, id)
     assert caught.value.sqlstate == "DJ006"
     assert claim(lease) == []
+
+
+def test_a_retry_starts_no_job_that_may_still_run_in_a_replica_that_ends(conn: Connection, lease: Connection) -> None:
+    """A second attempt would overlap the first, which has a second until its process is gone."""
+    id = enqueue(conn)
+    claim(lease)
+    assert outcomes.postpone_jobs(lease, [(id, 1)], 3.0) == {(id, 1)}
+    run_at = job(conn, id)["run_at"]
+    assert retry(conn, id) == "scheduled"
+    assert (job(conn, id)["run_at"], state(conn, id)) == (run_at, "scheduled")
+    conn.execute("update dispatcher.job set run_at = now()")  # that is over
+    assert retry(conn, id) == "pending"
+    assert [again.attempt for again in claim(lease)] == [2]
+
+
+def test_a_canceled_job_that_may_still_run_is_left_to_who_sees_its_process_dead(
+    conn: Connection, lease: Connection
+) -> None:
+    id = enqueue(conn)
+    claim(lease)
+    assert cancel(conn, id) == "running"
+    assert outcomes.postpone_jobs(lease, [(id, 1)], 3.0) == set()
+    assert state(conn, id) == "running"
 
 
 def test_retry_against_a_live_job_of_the_same_key_is_named(conn: Connection, lease: Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from dispatcher.queries import claims, lease, replicas
+from dispatcher.queries import claims, lease, outcomes, replicas
 from dispatcher.queries.replicas import Process
 
 NOBODY = Process("host", 1, None, None, None, None)
@@ -36,6 +36,18 @@ def test_a_type_that_was_moved_here_counts_what_still_runs_under_its_former_leas
         for type in types:
             run(conn, owner, type)
     assert claims.count_running(conn, own) == {("moved", ""): 2, ("ours", ""): 1, ("gone", ""): 1}
+
+
+def test_what_a_replica_that_ends_has_postponed_counts_until_it_cannot_run_any_more(conn: psycopg.Connection) -> None:
+    """Else a next leader passes the limit while the process of the last one comes to its end."""
+    number = lease.ensure_lease(conn, "default")
+    own, ending = register(conn, number, ["a"]), register(conn, number, ["a"])
+    run(conn, ending, "a")
+    [(id,)] = conn.execute("select id from dispatcher.job").fetchall()
+    outcomes.postpone_jobs(conn, [(id, 1)], 3.0)
+    assert claims.count_running(conn, own) == {("a", ""): 1}
+    conn.execute("update dispatcher.job set run_at = now()")
+    assert claims.count_running(conn, own) == {}
 
 
 def register(conn: psycopg.Connection, number: int, types: list[str]) -> int:
