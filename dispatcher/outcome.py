@@ -155,8 +155,6 @@ def settle(
             return Outcome.canceled(job)
         case Raised() if reason is CancelReason.REQUESTED:
             return Outcome.canceled(job)
-        case Raised() if reason in (CancelReason.SHUTDOWN, CancelReason.LOST):  # not the job's fault
-            return Outcome.release(job)
         case Raised(error=Snooze() as snooze):
             return Outcome.snooze(job, snooze.after_s)
         case Raised(error=Retry() as retry):
@@ -164,6 +162,8 @@ def settle(
             return _failure(job, error, policy, max_attempts, chance, after=retry.after_s)
         case Raised(error=Fail() as fail):
             return Outcome.failed(job, JobError("fail", _text(fail) or "failed", _cause(fail)))
+        case Raised() if reason in (CancelReason.SHUTDOWN, CancelReason.LOST):  # not the job's fault, unless it says so
+            return Outcome.release(job)
         case Raised(error=ResultTooLarge() as exc):
             return Outcome.failed(job, JobError("result", _text(exc)))
         case Raised(error=exc):

@@ -127,7 +127,8 @@ def test_retry_begins_anew(conn: Connection, lease: Connection, before: str) -> 
     claim(lease)
     conn.execute(
         """update dispatcher.job set state = %s, owner = null, run_at = now() + interval '1 day', failures = 5,
-           progress = 50, cancel_requested = true, timed_out = true, result = '1', errors = '[{"message": "old"}]' where id = %s""",
+           progress = 50, cancel_requested = true, timed_out = true, result = '1',
+           errors = '[{"message": "old"}]' where id = %s""",
         (before, id),
     )
     assert retry(conn, id) == "pending"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import psycopg
@@ -16,6 +18,7 @@ from dispatcher import Callback, Context, Fail, Job, Partial, executor
 from dispatcher.errors import DispatcherError
 from dispatcher.executor import Executor
 from dispatcher.job import JobInfo
+from dispatcher.logs import LONGEST, _Json
 from dispatcher.testing import Queue
 from tests.db.front_doors import DOORS, opened
 from tests.db.running import QUICK, nothing, publish, value
@@ -275,7 +278,15 @@ def test_tree_deeper_than_its_check_follows_is_no_recursion_error(doors: Doors) 
 MESSAGES = [*TEXTS, *UNSTORABLE, "x" * 20_000]
 
 
-def test_whatever_an_executor_says_is_kept_readable(dsn: str, conn: psycopg.Connection[Any]) -> None:
+def test_whatever_an_executor_says_is_kept_readable(
+    dsn: str, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What pytest captures of a log goes on to another process, which some of this cannot. Our own handler escapes it.
+    written = StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(_Json())
+    monkeypatch.setattr(logging.getLogger("dispatcher"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("dispatcher"), "handlers", [handler])
     said = iter(MESSAGES)
 
     @executor("says")
@@ -303,6 +314,9 @@ def test_whatever_an_executor_says_is_kept_readable(dsn: str, conn: psycopg.Conn
             for name in ("client", "async", "http"):
                 assert doors[name].list(limit=1) == [job]
                 assert doors[name].explain(id)
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [line["text"][:LONGEST] for line in lines if "text" in line] == [text[:LONGEST] for text in MESSAGES]
+    assert written.getvalue().isascii()
 
 
 def test_result_that_no_reader_could_read_fails_its_job_alone(dsn: str) -> None:

@@ -27,7 +27,7 @@ ENDS = {
     "canceled": {"cancel", "interrupted", "raise", "retry", "snooze"},  # no more tries where somebody canceled it
     "failed": {"fail", "raise", "retry", "interrupted"},
     "scheduled": {"raise", "retry", "snooze", "interrupted"},
-    "pending": {"interrupted"},
+    "pending": {"interrupted", "raise"},  # what it raises as it is asked to stop is not its own fault
 }
 # A job that comes to its end as its replica gives up waiting for it is given back all the same.
 AS_IT_ENDED_S = 1.0

@@ -124,6 +124,13 @@ def test_interruption_uses_up_no_try(reason: CancelReason) -> None:
         assert (outcome.state, outcome.failures, outcome.errors) == (State.PENDING, 0, None)
 
 
+@pytest.mark.parametrize("reason", [CancelReason.SHUTDOWN, CancelReason.LOST])
+def test_what_a_job_says_of_itself_counts_though_it_was_asked_to_stop(reason: CancelReason) -> None:
+    """It would only say so again in its next try."""
+    assert end(Raised(Fail("for good")), reason).state is State.FAILED
+    assert (end(Raised(Snooze(60)), reason).delay_s, end(Raised(Retry(60)), reason).failures) == (60, 1)
+
+
 def test_job_that_was_asked_to_stop_and_succeeded_has_succeeded() -> None:
     for reason in (CancelReason.REQUESTED, CancelReason.SHUTDOWN, CancelReason.LOST):
         assert end(Returned(1), reason).state is State.SUCCEEDED
