@@ -82,6 +82,10 @@ class Faults:
                 return conn.execute(query.encode(), params or None).fetchall()
         return []
 
+    def logs(self) -> list[Path]:
+        """What commands wrote that were run beside the replicas."""
+        return list(self._folder.glob("*.log"))
+
     # Processes
 
     def _kill(self, _fault: Fault, place: Place) -> None:

@@ -115,9 +115,13 @@ class Places:
         for place in self.all:
             place.close()
 
+    def ended(self) -> list[int]:
+        """The exit statuses of all processes that have ended meanwhile, negative for a signal."""
+        return [status for place in self.all for status, _ in place.ended]
+
     def statuses(self) -> Counter[str]:
         """How the processes have ended."""
-        return Counter(_name(status) for place in self.all for status, _ in place.ended)
+        return Counter(_name(status) for status in self.ended())
 
     def logs(self) -> list[Path]:
         """All that was written."""

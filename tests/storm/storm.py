@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -36,7 +37,11 @@ OPTIONS = {"max_connections": "70", "shared_buffers": "64MB", "log_min_messages"
 DATABASE = "storm"
 CALM_S = 60.0  # by when everything must have ended once the faults are over
 STOP_S = 20.0
+SETTLED_S = 2 * ORPHAN_AFTER_S  # by then somebody leads again after the last fault, and has made good what was due
 GRACEFUL = (0, -signal.SIGTERM)  # the signal itself, where it came before the replica had started
+# By itself: it found no server as it started, or lost it for too long; by the fence; by a fault or another replica.
+BROKEN = (*GRACEFUL, 1, -signal.SIGALRM, -signal.SIGKILL)
+FEWEST_PER_S = 2.0  # jobs that are enqueued and attempts that start, or the storm has shown nothing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +82,12 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
             breaches += [
                 f"a replica ended with status {status} at the end" for status in statuses if status not in GRACEFUL
             ]
+            breaches += [f"a replica ended with status {status}" for status in places.ended() if status not in BROKEN]
             breaches += list(_strange_lines(places.logs()))
+            breaches += [
+                f"a command left a traceback: {file}" for file in maker.logs() if "Traceback" in file.read_text()
+            ]
+            breaches += list(_too_little(history, duration_s))
         if breaches:
             _keep(folder, history)
     return Report(figures, breaches)
@@ -129,19 +139,23 @@ def _until_all_have_ended(dsn: str) -> float:
 
 
 def _history(dsn: str, folder: Path, load: Load) -> History:
+    added, removed = load.scheduled
+    due = rows.every_minute(added, removed - timedelta(seconds=SETTLED_S))
     with psycopg.connect(dsn, autocommit=True) as conn:
         return History(
             events=read_events(folder / "events"),
             rows=rows.read_rows(conn),
             changes=rows.read_changes(conn),
             limits=jobs.LIMITS,
-            committed=frozenset(load.committed),
+            enqueued=load.enqueued,
             canceled=frozenset(load.canceled),
-            retried=dict(load.retried),
+            canceled_at=load.canceled_at,
+            retried=dict(+load.retried),
             clock_offset_s=time.time() - time.monotonic(),
             effects=rows.read_effects(conn),
             batches=rows.read_batches(conn),
-            due={"every-all": rows.read_due(conn, "every-all")},
+            due={"every-all": due, "every-one": due[-1:]},
+            timeouts_s={"late": jobs.LATE_S},
         )
 
 
@@ -161,6 +175,14 @@ def _figures(history: History, faults: Sequence[Fault], places: Places, dsn: str
         "longest_time_without_a_start_s": round(max(two - one for one, two in itertools.pairwise(starts)), 1),
         "replicas_ended": dict(places.statuses().most_common()),
     }
+
+
+def _too_little(history: History, duration_s: float) -> Iterator[str]:
+    """A storm in which hardly anything was done breaks no promise, and proves none."""
+    seen = {"jobs were enqueued": len(history.enqueued), "attempts were started": len(history.claims)}
+    for what, count in seen.items():
+        if count < FEWEST_PER_S * duration_s:
+            yield f"too little to tell: {count} {what} in {duration_s:.0f} s"
 
 
 def _strange_lines(logs: list[Path]) -> Iterator[str]:
