@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     ends.nothing_runs_past_its_end,
     ends.tries_are_counted,
     ends.effects_happen_once,
+    ends.checkpoints_count,
     asked.cancels_have_a_reason,
     asked.cancels_count,
     asked.unique_keys_are_unique,

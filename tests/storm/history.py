@@ -67,6 +67,8 @@ class Change:
     """The job's `run_at` by then; None: at once."""
     session: str
     """Who made it: the job's owner, and the server's process."""
+    term: int | None
+    """Of a claim: the term that the leader takes it to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class History:
     """How often somebody tried to retry a job and was not refused."""
     effects: Sequence[tuple[int, int]] = ()
     """(job, attempt) of each row that a job wrote together with its outcome."""
+    parts: Sequence[tuple[int, int]] = ()
+    """(job, part) of each row that a job wrote together with its checkpoint."""
     batches: Sequence[BatchRow] = ()
     clock_offset_s: float = 0.0
     """What is added to the executors' clock to come to the database's, in seconds since 1970."""

@@ -161,6 +161,21 @@ def effect(job: Job, ctx: Context) -> str:
     return "complete"
 
 
+@executor("steps", max_attempts=OFTEN, backoff=SOON)
+@told
+def steps(job: Job, ctx: Context) -> str:
+    """Writes payload.steps rows, each in the transaction of its checkpoint, and goes on where another left off."""
+    with ctx.connect() as conn:
+        for part in range(job.checkpoint or 0, job.payload["steps"]):
+            conn.execute("insert into storm.part (job, part) values (%s, %s)", [job.id, part])
+            nap(job, ctx)
+            ctx.checkpoint(conn, part + 1)
+            conn.commit()
+        conn.execute("insert into storm.effect (job, attempt) values (%s, %s)", [job.id, job.attempt])
+        ctx.complete(conn, {"attempt": job.attempt})
+    return "complete"
+
+
 @executor("compute", max_attempts=OFTEN, backoff=SOON, pool="process", limit=LIMITS.types["compute"])
 @told
 def compute(job: Job, ctx: Context) -> None:

@@ -96,8 +96,11 @@ class Load:
         self._plain += self._enqueue("select dispatcher.enqueue(%s, %s, %s)", type, payload, options)
 
     def _many(self) -> None:
+        """More than the rate and the limits let start at once."""
+        [type] = self._rng.choices(("quick", "rated", "limited", "shared"), (6, 2, 1, 1))
         payloads = [self._numbered({}) for _ in range(self._rng.randrange(2, 30))]
-        self._enqueue("select dispatcher.enqueue_many(%s, %s::jsonb[], %s)", "quick", payloads, {})
+        options = {"tenant": self._rng.choice(TENANTS)} if type == "shared" else {}
+        self._enqueue("select dispatcher.enqueue_many(%s, %s::jsonb[], %s)", type, payloads, options)
 
     def _chain(self) -> None:
         """Three jobs, each after the one before; the middle one may fail."""
@@ -148,7 +151,7 @@ class Load:
 
     def _draw(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
         types = {"quick": 6, "sleeper": 6, "long": 2, "stubborn": 2, "limited": 4, "shared": 6, "rated": 4, "flaky": 3}
-        types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3}
+        types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3, "steps": 4}
         [type] = self._rng.choices(list(types), list(types.values()))
         options: dict[str, Any] = {"priority": self._rng.choice((0, 0, 0, -1, 1))}
         if type == "shared":
@@ -164,6 +167,8 @@ class Load:
         more: dict[str, Any] = {"times": self._rng.randrange(5)} if type == "flaky" else {}
         if type == "doomed":
             more = {"way": self._rng.choice(("fail", "raise", "cancel", "partial"))}
+        if type == "steps":
+            more = {"steps": self._rng.randrange(1, 8)}
         return self._numbered({"seconds": seconds} | more)
 
     def _numbered(self, payload: dict[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,19 @@ from tests.storm.history import BatchRow, Change, Row
 SCHEMA = """
 create schema storm;
 create table storm.effect (job bigint not null, attempt integer not null);
+create table storm.part (job bigint not null, part integer not null);
 create table storm.change (
     number bigint generated always as identity, job bigint not null, before text, after text not null,
-    attempt integer not null, at timestamptz not null, due timestamptz, session text not null);
+    attempt integer not null, at timestamptz not null, due timestamptz, session text not null,
+    term bigint);
 create function storm.note_change() returns trigger language plpgsql as $$
 begin
-    insert into storm.change (job, before, after, attempt, at, due, session)
+    insert into storm.change (job, before, after, attempt, at, due, session, term)
     values (new.id, case when tg_op = 'UPDATE' then old.state end, new.state, new.attempt, clock_timestamp(),
-            new.run_at, format('replica %s by session %s', new.owner, pg_backend_pid()));
+            new.run_at, format('replica %s by session %s', new.owner, pg_backend_pid()),
+            -- What a claim notes in the same statement: the term for which it takes itself.
+            case when new.state = 'running' then
+                (select max(c.term) from dispatcher.claim c where c.owner = new.owner and new.id = any(c.job_ids)) end);
     return null;
 end $$;
 create trigger storm_insert after insert on dispatcher.job for each row execute function storm.note_change();
@@ -49,13 +54,18 @@ def read_changes(conn: psycopg.Connection) -> list[Change]:
     """Every change of a job's state or attempt."""
     with conn.cursor(row_factory=class_row(Change)) as cursor:
         return cursor.execute(
-            "select number, job, before, after, attempt, at, due, session from storm.change order by number"
+            "select number, job, before, after, attempt, at, due, session, term from storm.change order by number"
         ).fetchall()
 
 
 def read_effects(conn: psycopg.Connection) -> list[tuple[int, int]]:
     """What jobs wrote in the transaction of their outcome."""
     return [(job, attempt) for job, attempt in conn.execute("select job, attempt from storm.effect")]
+
+
+def read_parts(conn: psycopg.Connection) -> list[tuple[int, int]]:
+    """What jobs wrote in the transactions of their checkpoints."""
+    return [(job, part) for job, part in conn.execute("select job, part from storm.part")]
 
 
 def read_batches(conn: psycopg.Connection) -> list[BatchRow]:

@@ -153,6 +153,7 @@ def _history(dsn: str, folder: Path, load: Load) -> History:
             retried=dict(+load.retried),
             clock_offset_s=time.time() - time.monotonic(),
             effects=rows.read_effects(conn),
+            parts=rows.read_parts(conn),
             batches=rows.read_batches(conn),
             due={"every-all": due, "every-one": due[-1:]},
             timeouts_s={"late": jobs.LATE_S},
@@ -172,9 +173,22 @@ def _figures(history: History, faults: Sequence[Fault], places: Places, dsn: str
         "faults": len(faults),
         "kinds": dict(Counter(fault.kind for fault in faults).most_common()),
         "terms": terms,
+        "most_at_once": _most_at_once(history),
         "longest_time_without_a_start_s": round(max(two - one for one, two in itertools.pairwise(starts)), 1),
         "replicas_ended": dict(places.statuses().most_common()),
     }
+
+
+def _most_at_once(history: History) -> dict[str, int]:
+    """Of each type with a limit, and of all: a limit that nothing came up to has not been put to the test."""
+    starts = [(change.number, 1, history.type_of(change.job)) for change in history.claims]
+    ends = [(change.number, -1, history.type_of(change.job)) for change in history.ends.values()]
+    running, most = Counter[str](), Counter[str]()
+    for _, step, type in sorted(starts + ends):
+        for key in ("all", type) if type in history.limits.types else ("all",):
+            running[key] += step
+            most[key] = max(most[key], running[key])
+    return dict(most)
 
 
 def _too_little(history: History, duration_s: float) -> Iterator[str]:

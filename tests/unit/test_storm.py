@@ -44,10 +44,11 @@ class Forge:
         *,
         due_s: float | None = None,
         session: str = "a",
+        term: int = 1,
     ) -> None:
         due = None if due_s is None else NOON + timedelta(seconds=due_s)
         at = NOON + timedelta(seconds=at_s)
-        self.changes.append(Change(next(self._number), job, before, after, attempt, at, due, session))
+        self.changes.append(Change(next(self._number), job, before, after, attempt, at, due, session, term))
 
     def row(self, id: int, state: str, **fields: Any) -> None:
         values: dict[str, Any] = {"type": "quick", "tenant": None, "attempt": 1, "unique_key": None, "parent_id": None}
@@ -113,7 +114,7 @@ def test_a_history_that_keeps_every_promise_is_not_accused(forge: Forge) -> None
     forge.change(5, "pending", "running", 1, 5.0)
     forge.change(5, "running", "scheduled", 1, 5.6, due_s=5.8)
     forge.change(5, "scheduled", "pending", 1, 5.9, due_s=5.8)
-    forge.change(5, "pending", "running", 2, 6.0, due_s=5.8, session="b")
+    forge.change(5, "pending", "running", 2, 6.0, due_s=5.8, session="b", term=2)
     forge.change(5, "running", "succeeded", 2, 6.5, due_s=5.8)
     forge.event(5.0, 5, "start")
     forge.event(5.5, 5, "beat")
@@ -234,11 +235,21 @@ def test_an_attempt_that_wrote_one_line_counts_in_that_instant_only(forge: Forge
 
 def test_a_rate_passed(forge: Forge) -> None:
     forge.facts["limits"] = Limits(100, rates={"quick": (1.0, 2)})
-    for id in range(1, 6):
+    for id in range(1, 4):
         forge.job(id, 1.0 + id / 10, 1.5 + id / 10)
     assert forge.breaches() == []
-    forge.job(6, 1.9, 2.0)
-    assert_only(forge, "rates_hold", "6 of quick")
+    forge.job(4, 1.4, 2.0)
+    assert_only(forge, "rates_hold", "4 of quick were claimed within 0.3 s")
+    forge.events.clear()
+    assert any("were claimed" in breach for breach in forge.breaches()), "also where nothing was seen of them"
+
+
+def test_a_rate_passed_by_jobs_that_were_claimed_in_time(forge: Forge) -> None:
+    forge.facts["limits"] = Limits(100, rates={"quick": (1.0, 2)})
+    for id in range(1, 8):
+        forge.job(id, float(id), 10.0 + id)
+        forge.events[-2] = dataclasses.replace(forge.events[-2], t=9.0)
+    assert_only(forge, "rates_hold", "of quick started within 0.0 s")
 
 
 def test_a_success_that_no_attempt_told_of(forge: Forge) -> None:
@@ -393,19 +404,26 @@ def test_a_callback_missing_or_doubled(forge: Forge, times: int) -> None:
     assert_only(forge, "batches_end_once", f"enqueued {times} times")
 
 
-def test_a_former_leader_that_claims_again(forge: Forge) -> None:
-    for id, session in enumerate("aabb", 1):
-        forge.change(id, None, "pending", at_s=id)
-        forge.change(id, "pending", "running", 1, id, session=session)
-        forge.change(id, "running", "canceled", 1, id, session=session)
-        forge.row(id, "canceled")
-    forge.facts["canceled"] = frozenset(range(1, 6))
-    assert forge.breaches() == []
-    forge.change(5, None, "pending", at_s=5)
-    forge.change(5, "pending", "running", 1, 5, session="a")
-    forge.change(5, "running", "canceled", 1, 5)
-    forge.row(5, "canceled")
-    assert_only(forge, "one_leader_claims", "a claimed attempt 1 of job 5 after b had claimed")
+def claimed(forge: Forge, id: int, session: str, term: int) -> None:
+    forge.change(id, None, "pending", at_s=id)
+    forge.change(id, "pending", "running", 1, id, session=session, term=term)
+    forge.change(id, "running", "canceled", 1, id)
+    forge.row(id, "canceled")
+    forge.facts["canceled"] = frozenset(forge.rows)
+
+
+def test_a_former_leader_that_claims_on(forge: Forge) -> None:
+    for id, (session, term) in enumerate([("a", 1), ("a", 1), ("b", 2), ("a", 3)], 1):
+        claimed(forge, id, session, term)
+    assert forge.breaches() == [], "who has given the lease away may lead again"
+    claimed(forge, 5, "b", 2)
+    assert_only(forge, "one_leader_claims", "b claimed attempt 1 of job 5 in term 2 after a claim in term 3")
+
+
+def test_two_sessions_that_claim_in_one_term(forge: Forge) -> None:
+    claimed(forge, 1, "a", 1)
+    claimed(forge, 2, "b", 1)
+    assert_only(forge, "one_leader_claims", "in term 1, in which a had claimed")
 
 
 def test_rows_that_run_past_a_limit_although_nothing_was_seen_of_them(forge: Forge) -> None:
@@ -515,6 +533,23 @@ def test_an_effect_doubled_in_a_job_that_somebody_tried_to_retry(forge: Forge) -
     forge.job(1, 1.0, 2.0, how="complete", type="effect")
     forge.facts |= {"effects": [(1, 1), (1, 1)], "retried": {1: 1}}
     assert_only(forge, "effects_happen_once", "[1, 1]")
+
+
+@pytest.mark.parametrize("parts", [[(1, 0)], [(1, 0), (1, 1), (1, 1)], [(1, 0), (1, 1), (1, 2)]])
+def test_a_part_missing_doubled_or_beyond_the_last(forge: Forge, parts: list[tuple[int, int]]) -> None:
+    forge.job(1, 1.0, 2.0, how="complete", type="steps", payload={"steps": 2})
+    forge.facts |= {"effects": [(1, 1)], "parts": [(1, 1), (1, 0)]}
+    assert forge.breaches() == []
+    forge.facts["parts"] = parts
+    assert_only(forge, "checkpoints_count", f"{[part for _, part in parts]}")
+
+
+def test_a_part_doubled_in_a_job_that_did_not_succeed(forge: Forge) -> None:
+    forge.job(1, 1.0, 2.0, "failed", type="steps", payload={"steps": 2})
+    forge.facts["parts"] = [(1, 0)]
+    assert forge.breaches() == []
+    forge.facts["parts"] = [(1, 0), (1, 0)]
+    assert_only(forge, "checkpoints_count", "[0, 0]")
 
 
 def test_a_job_that_is_not_what_was_enqueued(forge: Forge) -> None:

@@ -142,7 +142,19 @@ def effects_happen_once(h: History) -> Iterator[str]:
     for job, attempt in h.effects:
         written[job].append(attempt)
     for row in h.rows.values():
-        expected = [row.attempt] if row.type == "effect" and row.state == "succeeded" else []
+        expected = [row.attempt] if row.type in ("effect", "steps") and row.state == "succeeded" else []
         # What has succeeded cannot be retried: so this holds whoever tried to.
         if written[row.id] != expected:
             yield f"job {row.id} is {row.state} in attempt {row.attempt}, and wrote in attempts {written[row.id]}"
+
+
+def checkpoints_count(h: History) -> Iterator[str]:
+    """What a job writes in the transaction of a checkpoint is there once, and all of it once it has succeeded."""
+    written: dict[int, list[int]] = defaultdict(list)
+    for job, part in sorted(h.parts):
+        written[job].append(part)
+    for row in h.rows.values():
+        if row.type == "steps":
+            steps = row.payload["steps"] if row.state == "succeeded" else len(written[row.id])
+            if written[row.id] != list(range(steps)):
+                yield f"job {row.id} is {row.state}, and wrote the parts {written[row.id]} of {row.payload['steps']}"
