@@ -62,6 +62,16 @@ def data(result: Result) -> Any:
 # Bad input.
 
 
+def test_no_database_is_named_and_none_is_found(bare: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PGPORT", "1")  # where nothing listens, whatever libpq takes for the default
+    refused(bare("job", "list"), "set DISPATCHER_DSN")
+    assert "DISPATCHER_DSN" not in bare("job", "list", dsn=f"host={tmp_path}").stderr
+    monkeypatch.setenv("PGHOST", str(tmp_path))
+    assert "DISPATCHER_DSN" not in bare("job", "list").stderr
+
+
 @pytest.mark.parametrize(
     ("args", "told", "status"),
     [

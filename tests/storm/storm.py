@@ -28,7 +28,7 @@ from tests.storm.faults import Faults
 from tests.storm.history import FINAL, History
 from tests.storm.load import Load
 from tests.storm.places import Places
-from tests.storm.plan import ORPHAN_AFTER_S, Fault, plan
+from tests.storm.plan import ORPHAN_AFTER_S, PLACES, Fault, plan
 from tests.system.replicas import until
 
 log = logging.getLogger("storm")
@@ -55,6 +55,7 @@ class Report:
 def run(seed: int, duration_s: float, folder: Path) -> Report:
     """Faults for so many seconds, then calm until all jobs have ended, then the verdict."""
     faults = plan(seed, duration_s)
+    log.info("%d faults within %.0f s on %d replicas; then all jobs have to end", len(faults), duration_s, PLACES)
     clock = Clock(folder)
     with EmbeddedPostgres(bindir=servers.binaries(), options=OPTIONS, tcp=True) as server:
         servers.add_role(server)
