@@ -23,7 +23,6 @@ from tests import servers
 from tests.events import read_events
 from tests.storm import jobs, rows
 from tests.storm.checker import check
-from tests.storm.clock import Clock
 from tests.storm.faults import Faults
 from tests.storm.history import FINAL, History
 from tests.storm.load import Load
@@ -56,7 +55,6 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
     """Faults for so many seconds, then calm until all jobs have ended, then the verdict."""
     faults = plan(seed, duration_s)
     log.info("%d faults within %.0f s on %d replicas; then all jobs have to end", len(faults), duration_s, PLACES)
-    clock = Clock(folder)
     with EmbeddedPostgres(bindir=servers.binaries(), options=OPTIONS, tcp=True) as server:
         servers.add_role(server)
         dsn = servers.role_dsn(server, servers.add_database(server, name=DATABASE))
@@ -64,11 +62,11 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
         with psycopg.connect(dsn, autocommit=True) as conn:
             rows.prepare(conn)
         tcp = conninfo.make_conninfo(server.tcp_dsn, user=servers.ROLE, password=servers.PASSWORD, dbname=DATABASE)
-        with _places(tcp, folder, clock.environment) as places:
+        with _places(tcp, folder) as places:
             until(lambda: _published(dsn), "the types are known")
             load = Load(dsn, seed)
             load.start()
-            maker = Faults(server=server, dsn=dsn, places=places, folder=folder, clock=clock)
+            maker = Faults(server=server, dsn=dsn, places=places, folder=folder)
             try:
                 late_s = _weather(faults, duration_s, maker)
             finally:
@@ -95,8 +93,8 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
 
 
 @contextmanager
-def _places(dsn: str, folder: Path, environment: dict[str, str]) -> Iterator[Places]:
-    places = Places(dsn, folder, environment)
+def _places(dsn: str, folder: Path) -> Iterator[Places]:
+    places = Places(dsn, folder)
     try:
         yield places
     finally:
