@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from dispatcher.sql import migrations
 
-from dispatcher.cli import COMMANDS, main
+from dispatcher.cli import COMMANDS, enqueue, main
 from dispatcher.http import Client as HttpClient
 from tests.db.front_door import MAX_BYTES, count, end, publish
 
@@ -466,6 +466,22 @@ def call(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*DISPATCHER, *args], capture_output=True, text=True, check=False, timeout=30, env=environment(), **kwargs
     )
+
+
+def test_who_waits_for_a_job_that_nobody_runs_learns_why(
+    run: Run, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        conn.execute("select dispatcher.cancel(1)")
+
+    monkeypatch.setattr(enqueue, "WHY_AFTER_S", 0.0)
+    monkeypatch.setattr(enqueue, "note", note)
+    assert run("enqueue", "any", "--wait").exit_code == 1
+    [why] = told
+    assert why.startswith("still waiting: job 1 (any) is pending: ")
 
 
 def test_wait_prints_the_result_and_fails_with_the_job(dsn: str, replica: Callable[..., subprocess.Popen[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from tests.storm.storm import Report, run
+
+MOST_OF_A_RULE = 10  # one fault of the product may breach a rule a hundred times
 
 
 def main() -> int:
@@ -63,8 +66,12 @@ def tell(report: Report, took_s: float, *, as_json: bool) -> None:
         return
     for name, value in report.figures.items():
         print(f"{name.replace('_', ' '):>24}  {value}")
-    for breach in report.breaches:
-        print(f"BREACH  {breach}")
+    by_rule = itertools.groupby(report.breaches, lambda breach: breach.partition(":")[0])
+    for rule, breaches in by_rule:
+        for breach in itertools.islice(breaches, MOST_OF_A_RULE):
+            print(f"BREACH  {breach}")
+        if more := sum(1 for _ in breaches):
+            print(f"BREACH  {rule}: and {more} more")
     print(f"{'every promise was kept' if not report.breaches else f'{len(report.breaches)} breaches'}, {took_s:.0f} s")
 
 
