@@ -90,7 +90,7 @@ def parse_stuck(value: Any) -> int | str:
     if text in ("half", "never"):
         return text
     if not re.fullmatch(r"\d{1,9}", text):
-        raise ValueError(f"max_stuck_threads must be a whole number, half or never, not {value!r}")
+        raise ValueError(f"must be a whole number, half or never, not {value!r}")
     return int(text)
 
 

@@ -11,9 +11,10 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from dispatcher.conceal import conceal_argument
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DatabaseUnavailable, DispatcherError
 
 F = TypeVar("F", bound=Callable[..., Any])
+NO_DSN = " (no database is named: set DISPATCHER_DSN, or give --dsn)"
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
@@ -24,6 +25,8 @@ class Common:
     dsn: str | None = None
     config: str | None = None
     json: bool = False
+    no_dsn: bool = False
+    """Nothing says where the database is, so that libpq goes by its own defaults."""
 
 
 def common() -> Common:
@@ -83,7 +86,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except DispatcherError as exc:
-            raise failure(str(exc)) from exc
+            lost = isinstance(exc, DatabaseUnavailable) and ctx.find_root().ensure_object(Common).no_dsn
+            raise failure(f"{exc}{NO_DSN if lost else ''}") from exc
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except click.exceptions.NoArgsIsHelpError:

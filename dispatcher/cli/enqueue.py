@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dispatcher.batch import Callback
-from dispatcher.cli.base import common, common_options, fail
+from dispatcher.cli.base import common, common_options, fail, note
 from dispatcher.cli.batch import print_batch
 from dispatcher.cli.job import WELL, report_failures
 from dispatcher.cli.ndjson import open_lines
@@ -19,9 +19,12 @@ from dispatcher.cli.output import json_text, print_json
 from dispatcher.cli.session import client
 from dispatcher.cli.values import Duration, Moment
 from dispatcher.client import Client
-from dispatcher.errors import InvalidPayload
+from dispatcher.errors import DispatcherError, InvalidPayload
+from dispatcher.job import JobInfo, State
 from dispatcher.options import MAX_PRIORITY, MIN_PRIORITY, Options, parse_payload
 from dispatcher.store import load_result
+
+WHY_AFTER_S = 5.0  # who has waited so long may have been waiting for the wrong thing
 
 
 @click.command("enqueue")
@@ -121,7 +124,7 @@ def _enqueue_one(db: Client, type: str, text: str, options: Options, wait: bool)
         return
     if not common().json:
         click.echo(id)
-    job = db.wait(id)
+    job = _await(db, id)
     if common().json:
         print_json(job)
     else:
@@ -129,6 +132,17 @@ def _enqueue_one(db: Client, type: str, text: str, options: Options, wait: bool)
         if job.state in WELL:
             click.echo(json_text(load_result(job.result, job.result_url)))
     report_failures([job])
+
+
+def _await(db: Client, id: int) -> JobInfo:
+    """The job once it has ended; who waits in vain learns why."""
+    try:
+        return db.wait(id, WHY_AFTER_S)
+    except TimeoutError:
+        if db.get(id).state is not State.RUNNING:
+            with suppress(DispatcherError):  # who may enqueue need not be one who may read
+                note(f"still waiting: {db.explain(id).summary}")
+        return db.wait(id)
 
 
 def _enqueue_file(db: Client, type: str, file: str, options: Options, wait: bool, unique_field: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from dispatcher.client import Client
 from dispatcher.db import check_dsn
 from dispatcher.settings import Settings, load
 
+LIBPQ = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE")  # what names a server to libpq
+
 
 def settings(flags: dict[str, Any] | None = None) -> tuple[Settings, dict[str, str]]:
     """The settings and their origins: flag over environment over file over default."""
     shared = common()
     loaded, origin = load({**(flags or {}), "dsn": shared.dsn}, shared.config)
     check_dsn(loaded.dsn.get_secret_value())
+    shared.no_dsn = origin["dsn"] == "default" and not any(name in os.environ for name in LIBPQ)
     return loaded, origin
 
 

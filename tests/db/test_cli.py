@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from dispatcher.sql import migrations
 
-from dispatcher.cli import COMMANDS, main
+from dispatcher.cli import COMMANDS, enqueue, main
 from dispatcher.http import Client as HttpClient
 from tests.db.front_door import MAX_BYTES, count, end, publish
 
@@ -60,6 +60,16 @@ def data(result: Result) -> Any:
 
 
 # Bad input.
+
+
+def test_no_database_is_named_and_none_is_found(bare: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PGPORT", "1")  # where nothing listens, whatever libpq takes for the default
+    refused(bare("job", "list"), "set DISPATCHER_DSN")
+    assert "DISPATCHER_DSN" not in bare("job", "list", dsn=f"host={tmp_path}").stderr
+    monkeypatch.setenv("PGHOST", str(tmp_path))
+    assert "DISPATCHER_DSN" not in bare("job", "list").stderr
 
 
 @pytest.mark.parametrize(
@@ -456,6 +466,22 @@ def call(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*DISPATCHER, *args], capture_output=True, text=True, check=False, timeout=30, env=environment(), **kwargs
     )
+
+
+def test_who_waits_for_a_job_that_nobody_runs_learns_why(
+    run: Run, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        conn.execute("select dispatcher.cancel(1)")
+
+    monkeypatch.setattr(enqueue, "WHY_AFTER_S", 0.0)
+    monkeypatch.setattr(enqueue, "note", note)
+    assert run("enqueue", "any", "--wait").exit_code == 1
+    [why] = told
+    assert why.startswith("still waiting: job 1 (any) is pending: ")
 
 
 def test_wait_prints_the_result_and_fails_with_the_job(dsn: str, replica: Callable[..., subprocess.Popen[str]]) -> None:

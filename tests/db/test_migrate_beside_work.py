@@ -69,7 +69,7 @@ def test_kill_9_in_the_middle_of_a_migration_leaves_the_old_schema_at_work_and_t
     assert migrate.migrate(old_dsn) == []
 
 
-def test_two_migrations_at_once_beside_enqueuers_are_one(old_dsn: str) -> None:
+def test_two_migrations_at_once_are_one(old_dsn: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         applied = list(pool.map(migrate.migrate, [old_dsn] * 2))
     assert sorted(applied, key=len) == [[], NEW]

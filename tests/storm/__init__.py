@@ -7,7 +7,8 @@
     jobs.py     the executors; each writes down what it does, outside the database
     rows.py     what the database has in the end, and each change of a job's state on the way
     history.py  all of that in memory
-    checker.py  whether it keeps the promises
+    rules/      the promises as facts about it
+    checker.py  all rules together
 
 Run it with `make storm SEED=n MINUTES=m`.
 """

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
+import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 
 from tests.storm.storm import Report, run
+
+MOST_OF_A_RULE = 10  # one fault of the product may breach a rule a hundred times
 
 
 def main() -> int:
@@ -27,17 +33,30 @@ def main() -> int:
     )
     folder = options.keep or Path(tempfile.mkdtemp(prefix=f"storm-{options.seed}-", dir="/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     began = time.monotonic()
-    report = run(options.seed, options.minutes * 60, folder)
+    try:
+        report = run(options.seed, options.minutes * 60, folder)
+    except KeyboardInterrupt:
+        _forget(folder, options.keep)
+        print("\nstopped before there was a verdict; nothing runs any more", file=sys.stderr)
+        return 130
     tell(report, time.monotonic() - began, as_json=options.json)
     if report.breaches:
         print(f"Logs, events and what the database had: {folder}", file=sys.stderr)
         return 1
-    if options.keep is None:
-        for file in sorted(folder.rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        folder.rmdir()
+    _forget(folder, options.keep)
     return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _forget(folder: Path, keep: Path | None) -> None:
+    if keep is None:
+        shutil.rmtree(folder)
 
 
 def tell(report: Report, took_s: float, *, as_json: bool) -> None:
@@ -47,8 +66,12 @@ def tell(report: Report, took_s: float, *, as_json: bool) -> None:
         return
     for name, value in report.figures.items():
         print(f"{name.replace('_', ' '):>24}  {value}")
-    for breach in report.breaches:
-        print(f"BREACH  {breach}")
+    by_rule = itertools.groupby(report.breaches, lambda breach: breach.partition(":")[0])
+    for rule, breaches in by_rule:
+        for breach in itertools.islice(breaches, MOST_OF_A_RULE):
+            print(f"BREACH  {breach}")
+        if more := sum(1 for _ in breaches):
+            print(f"BREACH  {rule}: and {more} more")
     print(f"{'every promise was kept' if not report.breaches else f'{len(report.breaches)} breaches'}, {took_s:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""The clock of the day of one replica, which can be stepped while it runs; clock.c does it from within the process."""
+"""The clocks of the day of replicas, which can be stepped while they run; clock.c does it from within a process."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from pathlib import Path
 log = logging.getLogger("storm")
 
 
-class Clock:
-    """Steps the clock of each process that has `environment`. Without a C compiler it goes as it goes."""
+def build_clock(folder: Path) -> Path | None:
+    """The library for `Clock`; None without a C compiler: then no clock is stepped."""
+    library = folder / "clock.so"
+    if (compiler := shutil.which("cc")) is None:
+        log.warning("there is no C compiler: no clock is stepped")
+        return None
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    return library
 
-    def __init__(self, folder: Path) -> None:
-        self._offset = folder / "clock-offset"
+
+class Clock:
+    """Steps the clock of each process that has `environment`; `offset` is a file of its own."""
+
+    def __init__(self, library: Path | None, offset: Path) -> None:
+        self._offset = offset
         self.step(0)
         self.environment: dict[str, str] = {}
-        library = folder / "clock.so"
-        if (compiler := shutil.which("cc")) is None:
-            log.warning("there is no C compiler: no clock is stepped")
-            return
-        source = Path(__file__).with_name("clock.c")
-        subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
-        self.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(self._offset)}
+        if library is not None:
+            self.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)}
 
     def step(self, seconds: int) -> None:
         """From now on it is off by so much, at once."""

@@ -16,7 +16,6 @@ import psycopg
 from psycopg import conninfo
 
 from dispatcher.embedded import EmbeddedPostgres
-from tests.storm.clock import Clock
 from tests.storm.places import Place, Places
 from tests.storm.plan import LEADER, SESSIONS, Fault
 
@@ -40,12 +39,11 @@ where application_name like 'dispatcher %%' and application_name like %s"""
 class Faults:
     """Makes faults and takes them back. `dsn` is the tests' role, by the unix socket: no network lies between."""
 
-    def __init__(self, *, server: EmbeddedPostgres, dsn: str, places: Places, folder: Path, clock: Clock) -> None:
+    def __init__(self, *, server: EmbeddedPostgres, dsn: str, places: Places, folder: Path) -> None:
         self._server = server
         self._dsn = dsn
         self._places = places
         self._folder = folder
-        self._clock = clock
         self._running: dict[int, Undo] = {}
 
     def begin(self, fault: Fault) -> None:
@@ -81,6 +79,10 @@ class Faults:
             with psycopg.connect(dsn, autocommit=True) as conn:
                 return conn.execute(query.encode(), params or None).fetchall()
         return []
+
+    def logs(self) -> list[Path]:
+        """What commands wrote that were run beside the replicas."""
+        return list(self._folder.glob("*.log"))
 
     # Processes
 
@@ -211,8 +213,8 @@ class Faults:
         place.proxy.slow(SLOW_S)
         return place.proxy.restore
 
-    # The clock of the day, at the one place where it can be stepped
+    # The clock of the day
 
-    def _clock_stepped(self, fault: Fault, _place: Place) -> Undo:
-        self._clock.step(HOUR_S if fault.detail % 2 else -HOUR_S)
-        return lambda: self._clock.step(0)
+    def _clock_stepped(self, fault: Fault, place: Place) -> Undo:
+        place.clock.step(HOUR_S if fault.detail % 2 else -HOUR_S)
+        return lambda: place.clock.step(0)

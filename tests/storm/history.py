@@ -6,6 +6,7 @@ the last one. One that was killed has no end; it may have run a little longer th
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +42,11 @@ class Row:
     tenant: str | None
     state: str
     attempt: int
+    failures: int
+    max_attempts: int
     unique_key: str | None
     parent_id: int | None
-    run_at: datetime | None
+    due: datetime | None
     payload: dict[str, Any]
     result: Any
     errors: list[dict[str, Any]]
@@ -60,6 +63,29 @@ class Change:
     attempt: int
     at: datetime
     """The database's clock while the statement ran, before its commit."""
+    due: datetime | None
+    """The job's `run_at` by then; None: at once."""
+    session: str
+    """Who made it: the job's owner, and the server's process."""
+    term: int | None
+    """Of a claim: the term that the leader takes it to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """An enqueueing that was answered, with the id that was the answer. Its transaction was committed."""
+
+    id: int
+    at: float
+    """Before it was asked for, on the executors' clock."""
+    type: str
+    n: int | None = None
+    """The number in its payload."""
+    delay_s: float = 0.0
+    key: str | None = None
+    """A unique key: then the answer may be a job that had been there before."""
+    jobs: int = 0
+    """How many a batch has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +117,24 @@ class History:
     rows: dict[int, Row]
     changes: Sequence[Change]
     limits: Limits
-    committed: frozenset[int] = frozenset()
-    """Jobs whose enqueueing was answered."""
+    enqueued: Sequence[Enqueued] = ()
     canceled: frozenset[int] = frozenset()
-    """Jobs that somebody tried to cancel."""
+    """Jobs that somebody tried to cancel, whether or not that was answered."""
+    canceled_at: dict[int, float] = field(default_factory=dict)
+    """When the first cancel of a job was answered, on the executors' clock."""
     retried: dict[int, int] = field(default_factory=dict)
-    """How often somebody tried to retry a job that had ended."""
+    """How often somebody tried to retry a job and was not refused."""
     effects: Sequence[tuple[int, int]] = ()
     """(job, attempt) of each row that a job wrote together with its outcome."""
+    parts: Sequence[tuple[int, int]] = ()
+    """(job, part) of each row that a job wrote together with its checkpoint."""
     batches: Sequence[BatchRow] = ()
     clock_offset_s: float = 0.0
     """What is added to the executors' clock to come to the database's, in seconds since 1970."""
     due: dict[str, Sequence[datetime]] = field(default_factory=dict)
-    """Each due time of a schedule that is to be made good in full."""
+    """Each due time for which a schedule must have fired."""
+    timeouts_s: dict[str, float] = field(default_factory=dict)
+    """Of the types whose jobs may run out of time in a storm."""
 
     @cached_property
     def attempts(self) -> dict[int, list[Attempt]]:
@@ -117,6 +148,30 @@ class History:
         for change in sorted(self.changes, key=lambda change: change.number):
             grouped[change.job].append(change)
         return grouped
+
+    @cached_property
+    def claims(self) -> list[Change]:
+        """By which jobs began to run, in the order in which they were made; a batch is never claimed."""
+        changes = sorted(self.changes, key=lambda change: change.number)
+        return [c for c in changes if c.after == "running" != c.before and self.type_of(c.job) != "batch"]
+
+    @cached_property
+    def ends(self) -> dict[tuple[int, int], Change]:
+        """Of each attempt, by job and number: how it was recorded that it runs no more."""
+        return {
+            (job, two.attempt): two
+            for job, changes in self.changes_of.items()
+            for one, two in itertools.pairwise(changes)
+            if one.after == "running" != two.after and self.type_of(job) != "batch"
+        }
+
+    def type_of(self, job: int) -> str:
+        """Of one that may have gone."""
+        return self.rows[job].type if job in self.rows else "unknown"
+
+    def seen_at(self, at: datetime) -> float:
+        """A time of the database's on the executors' clock."""
+        return at.timestamp() - self.clock_offset_s
 
 
 def attempts_of(events: Iterable[Event]) -> dict[int, list[Attempt]]:

@@ -21,6 +21,7 @@ SOON = Backoff(initial_s=0.05, factor=1.5, maximum_s=0.5)
 OFTEN = 1000  # crashes count as failures, and a storm has many
 LIMITS = Limits(overall=14, types={"limited": 3, "compute": 1}, tenants={"shared": 2}, rates={"rated": (8.0, 4)})
 THREADS = 10
+LATE_S = 0.4
 
 Work = Callable[[Job, Context], Any]
 
@@ -142,7 +143,7 @@ def doomed(job: Job, ctx: Context) -> Partial:
     return Partial({"attempt": job.attempt}, [{"message": "one item"}])
 
 
-@executor("late", max_attempts=3, backoff=SOON, timeout=0.4, retry_timeouts=True)
+@executor("late", max_attempts=3, backoff=SOON, timeout=LATE_S, retry_timeouts=True)
 @told
 def late(job: Job, ctx: Context) -> None:
     """May take longer than it has."""
@@ -156,6 +157,21 @@ def effect(job: Job, ctx: Context) -> str:
     with ctx.connect() as conn:
         conn.execute("insert into storm.effect (job, attempt) values (%s, %s)", [job.id, job.attempt])
         nap(job, ctx)
+        ctx.complete(conn, {"attempt": job.attempt})
+    return "complete"
+
+
+@executor("steps", max_attempts=OFTEN, backoff=SOON)
+@told
+def steps(job: Job, ctx: Context) -> str:
+    """Writes payload.steps rows, each in the transaction of its checkpoint, and goes on where another left off."""
+    with ctx.connect() as conn:
+        for part in range(job.checkpoint or 0, job.payload["steps"]):
+            conn.execute("insert into storm.part (job, part) values (%s, %s)", [job.id, part])
+            nap(job, ctx)
+            ctx.checkpoint(conn, part + 1)
+            conn.commit()
+        conn.execute("insert into storm.effect (job, attempt) values (%s, %s)", [job.id, job.attempt])
         ctx.complete(conn, {"attempt": job.attempt})
     return "complete"
 

@@ -1,7 +1,7 @@
 """Who enqueues, cancels and retries during a storm: a seeded stream of operations, and what of it was committed.
 
 Each enqueue is a transaction of its own. Where its answer is lost nobody knows whether it was committed: then it is
-not among `committed`, and the checker finds it by its payload if it is there.
+not among `enqueued`, and what is there of it has to keep the promises all the same.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import psycopg
 
+from tests.storm.history import Enqueued
 from tests.storm.plan import ORPHAN_AFTER_S
 
 PAUSE_S = 0.05  # between two operations, on average
@@ -34,8 +37,11 @@ class Load:
         self._conn: psycopg.Connection | None = None
         self._number = 0
         self._plain: list[int] = []  # may be canceled or retried
-        self.committed: set[int] = set()
+        self.enqueued: list[Enqueued] = []
         self.canceled: set[int] = set()
+        self.canceled_at: dict[int, float] = {}
+        self.scheduled: list[datetime] = []
+        """The database's time once the schedules were added, and before they were removed."""
         self.retried: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
         self.failure: BaseException | None = None
@@ -49,6 +55,7 @@ class Load:
                     "select dispatcher.add_schedule(%s, '* * * * *', 'tick', %s, %s)",
                     [name, json.dumps({"schedule": name}), json.dumps({"catch_up": catch_up})],
                 )
+            self.scheduled += self._times(conn)
         self._thread.start()
 
     def stop(self) -> None:
@@ -56,10 +63,15 @@ class Load:
         self._stop.set()
         self._thread.join(30)
         with psycopg.connect(self._dsn, autocommit=True) as conn:
+            self.scheduled += self._times(conn)
             for name, _ in SCHEDULES:
                 conn.execute("select dispatcher.remove_schedule(%s)", [name])
         if self.failure is not None:
             raise self.failure
+
+    @staticmethod
+    def _times(conn: psycopg.Connection) -> list[datetime]:
+        return [at for (at,) in conn.execute("select clock_timestamp()")]
 
     def _run(self) -> None:
         try:
@@ -84,8 +96,11 @@ class Load:
         self._plain += self._enqueue("select dispatcher.enqueue(%s, %s, %s)", type, payload, options)
 
     def _many(self) -> None:
+        """More than the rate and the limits let start at once."""
+        [type] = self._rng.choices(("quick", "rated", "limited", "shared"), (6, 2, 1, 1))
         payloads = [self._numbered({}) for _ in range(self._rng.randrange(2, 30))]
-        self._enqueue("select dispatcher.enqueue_many(%s, %s::jsonb[], %s)", "quick", payloads, {})
+        options = {"tenant": self._rng.choice(TENANTS)} if type == "shared" else {}
+        self._enqueue("select dispatcher.enqueue_many(%s, %s::jsonb[], %s)", type, payloads, options)
 
     def _chain(self) -> None:
         """Three jobs, each after the one before; the middle one may fail."""
@@ -107,8 +122,7 @@ class Load:
         options = {"callback": {"type": "callback", "payload": self._numbered({"callback_of": name})}}
         [id] = self._enqueue("select dispatcher.enqueue_batch(%s, %s::jsonb[], %s)", type, payloads, options)
         if self._rng.random() < 0.1:
-            self.canceled.add(id)
-            self._execute("select dispatcher.cancel(%s)", id)
+            self._cancel_one(id)
 
     def _unique(self) -> None:
         options = {"unique_key": self._rng.choice(KEYS)}
@@ -116,9 +130,12 @@ class Load:
 
     def _cancel(self) -> None:
         if self._plain:
-            id = self._rng.choice(self._plain[-50:])
-            self.canceled.add(id)
-            self._execute("select dispatcher.cancel(%s)", id)
+            self._cancel_one(self._rng.choice(self._plain[-50:]))
+
+    def _cancel_one(self, id: int) -> None:
+        self.canceled.add(id)
+        self._execute("select dispatcher.cancel(%s)", id)
+        self.canceled_at.setdefault(id, time.monotonic())
 
     def _retry(self) -> None:
         """Of a job that has ended otherwise than well: what has succeeded cannot be retried."""
@@ -130,10 +147,11 @@ class Load:
             except psycopg.errors.DatabaseError as exc:
                 if exc.sqlstate != "DJ006":
                     raise
+                self.retried[id] -= 1
 
     def _draw(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
         types = {"quick": 6, "sleeper": 6, "long": 2, "stubborn": 2, "limited": 4, "shared": 6, "rated": 4, "flaky": 3}
-        types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3}
+        types |= {"doomed": 3, "late": 1, "effect": 5, "compute": 2, "coroutine": 3, "steps": 4}
         [type] = self._rng.choices(list(types), list(types.values()))
         options: dict[str, Any] = {"priority": self._rng.choice((0, 0, 0, -1, 1))}
         if type == "shared":
@@ -149,6 +167,8 @@ class Load:
         more: dict[str, Any] = {"times": self._rng.randrange(5)} if type == "flaky" else {}
         if type == "doomed":
             more = {"way": self._rng.choice(("fail", "raise", "cancel", "partial"))}
+        if type == "steps":
+            more = {"steps": self._rng.randrange(1, 8)}
         return self._numbered({"seconds": seconds} | more)
 
     def _numbered(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +176,16 @@ class Load:
         return payload | {"n": self._number}
 
     def _enqueue(self, statement: str, type: str, payload: Any, options: dict[str, Any]) -> list[int]:
-        what = [json.dumps(each) for each in payload] if isinstance(payload, list) else json.dumps(payload)
+        many = isinstance(payload, list)
+        what = [json.dumps(each) for each in payload] if many else json.dumps(payload)
+        at = time.monotonic()
         ids = self._execute(statement, type, what, json.dumps(options))
-        self.committed.update(ids)
+        if "callback" in options:
+            self.enqueued += [Enqueued(id, at, "batch", jobs=len(payload)) for id in ids]
+        else:
+            delay_s, key = options.get("delay", 0.0), options.get("unique_key")
+            each = payload if many else [payload]
+            self.enqueued += [Enqueued(id, at, type, one["n"], delay_s, key) for id, one in zip(ids, each, strict=True)]
         return ids
 
     def _execute(self, statement: str, *params: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Where the replicas of a storm run: three places, each behind a network of its own, each restarted as systemd would.
 
 The third is another host to the others, as far as they can tell: no death is proven there, and nobody ends its
-processes, so that its jobs are taken by `orphan_after` alone. Its clock can be stepped.
+processes, so that its jobs are taken by `orphan_after` alone. The clock of each can be stepped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from psycopg import conninfo
 
 from tests.proxy import TcpProxy
 from tests.storm import jobs
+from tests.storm.clock import Clock, build_clock
 from tests.storm.plan import LEASE_S, ORPHAN_AFTER_S, PLACES
 from tests.system.replicas import Replica
 
@@ -39,12 +40,12 @@ LOOK_S = 0.02
 class Place:
     """One replica after another, and the network between it and the server."""
 
-    def __init__(self, number: int, dsn: str, folder: Path, clock: dict[str, str]) -> None:
+    def __init__(self, number: int, dsn: str, folder: Path, library: Path | None) -> None:
         self.number = number
         self.folder = folder
         self.proxy = TcpProxy("127.0.0.1", int(str(conninfo.conninfo_to_dict(dsn)["port"])))
         self._dsn = conninfo.make_conninfo(dsn, port=self.proxy.port)
-        self._clock = clock
+        self.clock = Clock(library, folder / f"clock-{number}")
         self.replica = self._start()
         self.ended: list[tuple[int, Path]] = []
         """Exit statuses, negative for a signal, and the logs."""
@@ -81,7 +82,7 @@ class Place:
             folder,
             len(list(folder.glob("*.log"))),
             SETTINGS,
-            environment={"TEST_EVENTS": str(self.folder / "events")} | (self._clock if far else {}),
+            environment={"TEST_EVENTS": str(self.folder / "events")} | self.clock.environment,
             module="tests.storm.far_host" if far else "dispatcher",
         )
 
@@ -89,9 +90,10 @@ class Place:
 class Places:
     """All of them, with a thread that restarts what has ended, until `rest()`."""
 
-    def __init__(self, dsn: str, folder: Path, clock: dict[str, str]) -> None:
+    def __init__(self, dsn: str, folder: Path) -> None:
         (folder / "events").touch()
-        self.all = [Place(number, dsn, folder, clock) for number in range(PLACES)]
+        library = build_clock(folder)
+        self.all = [Place(number, dsn, folder, library) for number in range(PLACES)]
         self._rest = threading.Event()
         self._thread = threading.Thread(target=self._look_after, name="places", daemon=True)
         self._thread.start()
@@ -115,9 +117,13 @@ class Places:
         for place in self.all:
             place.close()
 
+    def ended(self) -> list[int]:
+        """The exit statuses of all processes that have ended meanwhile, negative for a signal."""
+        return [status for place in self.all for status, _ in place.ended]
+
     def statuses(self) -> Counter[str]:
         """How the processes have ended."""
-        return Counter(_name(status) for place in self.all for status, _ in place.ended)
+        return Counter(_name(status) for status in self.ended())
 
     def logs(self) -> list[Path]:
         """All that was written."""

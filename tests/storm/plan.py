@@ -68,7 +68,7 @@ KINDS = (
     Kind("network_slow", 2, (2.0, 6.0), excludes="network"),
     Kind("backend_stopped", 2, (0.5, 3 * LEASE_S), place=False),
     Kind("connections_exhausted", 2, (1.0, 5.0), place=False, excludes="server"),
-    Kind("clock_stepped", 2, (2.0, 10.0), place=False, excludes="clock"),
+    Kind("clock_stepped", 2, (2.0, 10.0), excludes="clock"),
     Kind("rows_locked", 3, (0.5, 4.0), place=False),
     Kind("terminate", 4),
     Kind("rolling_restart", 1, place=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 
 import psycopg
@@ -12,13 +13,19 @@ from tests.storm.history import BatchRow, Change, Row
 SCHEMA = """
 create schema storm;
 create table storm.effect (job bigint not null, attempt integer not null);
+create table storm.part (job bigint not null, part integer not null);
 create table storm.change (
     number bigint generated always as identity, job bigint not null, before text, after text not null,
-    attempt integer not null, at timestamptz not null);
+    attempt integer not null, at timestamptz not null, due timestamptz, session text not null,
+    term bigint);
 create function storm.note_change() returns trigger language plpgsql as $$
 begin
-    insert into storm.change (job, before, after, attempt, at)
-    values (new.id, case when tg_op = 'UPDATE' then old.state end, new.state, new.attempt, clock_timestamp());
+    insert into storm.change (job, before, after, attempt, at, due, session, term)
+    values (new.id, case when tg_op = 'UPDATE' then old.state end, new.state, new.attempt, clock_timestamp(),
+            new.run_at, format('replica %s by session %s', new.owner, pg_backend_pid()),
+            -- What a claim notes in the same statement: the term for which it takes itself.
+            case when new.state = 'running' then
+                (select max(c.term) from dispatcher.claim c where c.owner = new.owner and new.id = any(c.job_ids)) end);
     return null;
 end $$;
 create trigger storm_insert after insert on dispatcher.job for each row execute function storm.note_change();
@@ -37,8 +44,8 @@ def read_rows(conn: psycopg.Connection) -> dict[int, Row]:
     """Every job."""
     with conn.cursor(row_factory=class_row(Row)) as cursor:
         cursor.execute("""
-            select id, type, tenant, state, attempt, unique_key, parent_id, run_at, payload, result,
-                   coalesce(errors, '[]') as errors
+            select id, type, tenant, state, attempt, failures, coalesce(max_attempts, 1) as max_attempts, unique_key,
+                   parent_id, run_at as due, payload, result, errors
             from dispatcher.jobs""")
         return {row.id: row for row in cursor}
 
@@ -47,13 +54,18 @@ def read_changes(conn: psycopg.Connection) -> list[Change]:
     """Every change of a job's state or attempt."""
     with conn.cursor(row_factory=class_row(Change)) as cursor:
         return cursor.execute(
-            "select number, job, before, after, attempt, at from storm.change order by number"
+            "select number, job, before, after, attempt, at, due, session, term from storm.change order by number"
         ).fetchall()
 
 
 def read_effects(conn: psycopg.Connection) -> list[tuple[int, int]]:
     """What jobs wrote in the transaction of their outcome."""
     return [(job, attempt) for job, attempt in conn.execute("select job, attempt from storm.effect")]
+
+
+def read_parts(conn: psycopg.Connection) -> list[tuple[int, int]]:
+    """What jobs wrote in the transactions of their checkpoints."""
+    return [(job, part) for job, part in conn.execute("select job, part from storm.part")]
 
 
 def read_batches(conn: psycopg.Connection) -> list[BatchRow]:
@@ -63,11 +75,7 @@ def read_batches(conn: psycopg.Connection) -> list[BatchRow]:
         return [BatchRow(row.pop("id"), row.pop("state"), row.pop("total"), row) for row in cursor]
 
 
-def read_due(conn: psycopg.Connection, schedule: str) -> list[datetime]:
-    """The due times of an every-minute schedule from its first to its last."""
-    [(first, last)] = conn.execute(
-        "select min(run_at), max(run_at) from dispatcher.jobs where payload ->> 'schedule' = %s", [schedule]
-    ).fetchall()
-    if first is None:
-        return []
-    return [first + timedelta(minutes=n) for n in range(round((last - first) / timedelta(minutes=1)) + 1)]
+def every_minute(after: datetime, until: datetime) -> list[datetime]:
+    """The due times of an every-minute schedule."""
+    first = after.replace(second=0, microsecond=0) + timedelta(minutes=1)
+    return [first + timedelta(minutes=n) for n in range(math.floor((until - first) / timedelta(minutes=1)) + 1)]

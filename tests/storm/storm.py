@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -22,12 +23,11 @@ from tests import servers
 from tests.events import read_events
 from tests.storm import jobs, rows
 from tests.storm.checker import check
-from tests.storm.clock import Clock
 from tests.storm.faults import Faults
 from tests.storm.history import FINAL, History
 from tests.storm.load import Load
 from tests.storm.places import Places
-from tests.storm.plan import ORPHAN_AFTER_S, Fault, plan
+from tests.storm.plan import ORPHAN_AFTER_S, PLACES, Fault, plan
 from tests.system.replicas import until
 
 log = logging.getLogger("storm")
@@ -36,7 +36,11 @@ OPTIONS = {"max_connections": "70", "shared_buffers": "64MB", "log_min_messages"
 DATABASE = "storm"
 CALM_S = 60.0  # by when everything must have ended once the faults are over
 STOP_S = 20.0
+SETTLED_S = 2 * ORPHAN_AFTER_S  # by then somebody leads again after the last fault, and has made good what was due
 GRACEFUL = (0, -signal.SIGTERM)  # the signal itself, where it came before the replica had started
+# By itself: it found no server as it started, or lost it for too long; by the fence; by a fault or another replica.
+BROKEN = (*GRACEFUL, 1, -signal.SIGALRM, -signal.SIGKILL)
+FEWEST_PER_S = 2.0  # jobs that are enqueued and attempts that start, or the storm has shown nothing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Report:
 def run(seed: int, duration_s: float, folder: Path) -> Report:
     """Faults for so many seconds, then calm until all jobs have ended, then the verdict."""
     faults = plan(seed, duration_s)
-    clock = Clock(folder)
+    log.info("%d faults within %.0f s on %d replicas; then all jobs have to end", len(faults), duration_s, PLACES)
     with EmbeddedPostgres(bindir=servers.binaries(), options=OPTIONS, tcp=True) as server:
         servers.add_role(server)
         dsn = servers.role_dsn(server, servers.add_database(server, name=DATABASE))
@@ -58,11 +62,11 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
         with psycopg.connect(dsn, autocommit=True) as conn:
             rows.prepare(conn)
         tcp = conninfo.make_conninfo(server.tcp_dsn, user=servers.ROLE, password=servers.PASSWORD, dbname=DATABASE)
-        with _places(tcp, folder, clock.environment) as places:
+        with _places(tcp, folder) as places:
             until(lambda: _published(dsn), "the types are known")
             load = Load(dsn, seed)
             load.start()
-            maker = Faults(server=server, dsn=dsn, places=places, folder=folder, clock=clock)
+            maker = Faults(server=server, dsn=dsn, places=places, folder=folder)
             try:
                 late_s = _weather(faults, duration_s, maker)
             finally:
@@ -77,15 +81,20 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
             breaches += [
                 f"a replica ended with status {status} at the end" for status in statuses if status not in GRACEFUL
             ]
+            breaches += [f"a replica ended with status {status}" for status in places.ended() if status not in BROKEN]
             breaches += list(_strange_lines(places.logs()))
+            breaches += [
+                f"a command left a traceback: {file}" for file in maker.logs() if "Traceback" in file.read_text()
+            ]
+            breaches += list(_too_little(history, duration_s))
         if breaches:
             _keep(folder, history)
     return Report(figures, breaches)
 
 
 @contextmanager
-def _places(dsn: str, folder: Path, environment: dict[str, str]) -> Iterator[Places]:
-    places = Places(dsn, folder, environment)
+def _places(dsn: str, folder: Path) -> Iterator[Places]:
+    places = Places(dsn, folder)
     try:
         yield places
     finally:
@@ -129,19 +138,24 @@ def _until_all_have_ended(dsn: str) -> float:
 
 
 def _history(dsn: str, folder: Path, load: Load) -> History:
+    added, removed = load.scheduled
+    due = rows.every_minute(added, removed - timedelta(seconds=SETTLED_S))
     with psycopg.connect(dsn, autocommit=True) as conn:
         return History(
             events=read_events(folder / "events"),
             rows=rows.read_rows(conn),
             changes=rows.read_changes(conn),
             limits=jobs.LIMITS,
-            committed=frozenset(load.committed),
+            enqueued=load.enqueued,
             canceled=frozenset(load.canceled),
-            retried=dict(load.retried),
+            canceled_at=load.canceled_at,
+            retried=dict(+load.retried),
             clock_offset_s=time.time() - time.monotonic(),
             effects=rows.read_effects(conn),
+            parts=rows.read_parts(conn),
             batches=rows.read_batches(conn),
-            due={"every-all": rows.read_due(conn, "every-all")},
+            due={"every-all": due, "every-one": due[-1:]},
+            timeouts_s={"late": jobs.LATE_S},
         )
 
 
@@ -158,9 +172,30 @@ def _figures(history: History, faults: Sequence[Fault], places: Places, dsn: str
         "faults": len(faults),
         "kinds": dict(Counter(fault.kind for fault in faults).most_common()),
         "terms": terms,
+        "most_at_once": _most_at_once(history),
         "longest_time_without_a_start_s": round(max(two - one for one, two in itertools.pairwise(starts)), 1),
         "replicas_ended": dict(places.statuses().most_common()),
     }
+
+
+def _most_at_once(history: History) -> dict[str, int]:
+    """Of each type with a limit, and of all: a limit that nothing came up to has not been put to the test."""
+    starts = [(change.number, 1, history.type_of(change.job)) for change in history.claims]
+    ends = [(change.number, -1, history.type_of(change.job)) for change in history.ends.values()]
+    running, most = Counter[str](), Counter[str]()
+    for _, step, type in sorted(starts + ends):
+        for key in ("all", type) if type in history.limits.types else ("all",):
+            running[key] += step
+            most[key] = max(most[key], running[key])
+    return dict(most)
+
+
+def _too_little(history: History, duration_s: float) -> Iterator[str]:
+    """A storm in which hardly anything was done breaks no promise, and proves none."""
+    seen = {"jobs were enqueued": len(history.enqueued), "attempts were started": len(history.claims)}
+    for what, count in seen.items():
+        if count < FEWEST_PER_S * duration_s:
+            yield f"too little to tell: {count} {what} in {duration_s:.0f} s"
 
 
 def _strange_lines(logs: list[Path]) -> Iterator[str]:

@@ -4,7 +4,6 @@ and nothing is written where it does not belong."""
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ pytestmark = pytest.mark.system
 JOBS = {"executors": "tests.system.fault_jobs,tests.system.hang_jobs,tests.system.bad_jobs", "shutdown_grace": "1s"}
 ORPHAN_AFTER_S = 2.5
 CLOSED = "a job has closed a file that is not its own"
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def failures(fleet: Fleet, ids: list[int]) -> list[int]:

@@ -3,9 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -24,12 +22,6 @@ REFUSE = """
 create function public.refuse() returns trigger language plpgsql as $$
 begin raise exception using errcode = '{kind}', message = 'refused'; end $$;
 create trigger refuse before insert on dispatcher.claim for each statement execute function public.refuse()"""
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def test_statements_that_an_administrator_cancels_lose_no_job_and_leave_no_lock(fleet: Fleet) -> None:

@@ -3,20 +3,12 @@
 import itertools
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.system.replicas import Fleet, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet) -> None:

@@ -2,10 +2,10 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from psycopg import conninfo
 
 from dispatcher.embedded import EmbeddedPostgres, find_binaries
 from tests import servers
@@ -14,25 +14,31 @@ from tests.system.replicas import ROOT, Fleet, overlaps, until
 pytestmark = pytest.mark.system
 
 
-def copy_of(server: EmbeddedPostgres, dsn: str) -> str:
-    """The database restored under another name."""
+@pytest.fixture
+def copied(server: EmbeddedPostgres) -> Iterator[str]:
+    """An empty database, for `copy_to`."""
     name = servers.add_database(server)
-    copied = servers.role_dsn(server, name)
+    yield servers.role_dsn(server, name)
+    servers.drop_database(server, name)
+
+
+def copy_to(copied: str, dsn: str) -> None:
+    """Dumps a database and restores it."""
     tools = servers.binaries() or find_binaries()
     with subprocess.Popen([str(tools / "pg_dump"), "-d", dsn], stdout=subprocess.PIPE) as dump:
         restore = [str(tools / "psql"), "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1", "-d", copied]
         subprocess.run(restore, stdin=dump.stdout, check=True)
-    return copied
+    assert dump.returncode == 0
 
 
 def test_a_replica_of_a_copied_database_does_not_kill_those_of_the_original(
-    server: EmbeddedPostgres, dsn: str, tmp_path: Path
+    copied: str, dsn: str, tmp_path: Path
 ) -> None:
     with Fleet(dsn, tmp_path) as original:
         leader = original.start_leader()
         [id] = original.enqueue("hold", until=str(original.gate()))
         original.until_started([id])
-        copied = copy_of(server, dsn)
+        copy_to(copied, dsn)
         (tmp_path / "copy").mkdir()
         with Fleet(copied, tmp_path / "copy") as copy:
             other = copy.start_leader(orphan_after="1s", shutdown_grace="400ms")
@@ -44,11 +50,10 @@ def test_a_replica_of_a_copied_database_does_not_kill_those_of_the_original(
         original.until_all([id])
         assert original.job(id)["attempt"] == 1
         assert not overlaps(original.events())
-    servers.drop_database(server, name_of(copied))
 
 
 def test_a_copy_that_is_taken_from_its_original_as_documented_starts_nothing(
-    server: EmbeddedPostgres, dsn: str, tmp_path: Path
+    copied: str, dsn: str, tmp_path: Path
 ) -> None:
     page = (ROOT / "docs" / "postgresql.md").read_text()
     steps = page.partition("is started on a copy:")[2].partition("```sql")[2].partition("```")[0]
@@ -58,7 +63,7 @@ def test_a_copy_that_is_taken_from_its_original_as_documented_starts_nothing(
         original.query("select dispatcher.add_schedule('often', '* * * * *', 'quick')")
         original.query("select dispatcher.pause('quick')")
         pending = original.enqueue("quick")
-        copied = copy_of(server, dsn)
+        copy_to(copied, dsn)
         leader.close()
     with Fleet(copied, tmp_path / "copy") as copy:
         copy.conn.execute(steps.encode())
@@ -69,8 +74,3 @@ def test_a_copy_that_is_taken_from_its_original_as_documented_starts_nothing(
         assert copy.states(pending) == {pending[0]: "pending"}
         assert copy.value("select count(*) from dispatcher.job") == before
         assert not copy.events()
-    servers.drop_database(server, name_of(copied))
-
-
-def name_of(dsn: str) -> str:
-    return str(conninfo.conninfo_to_dict(dsn)["dbname"])

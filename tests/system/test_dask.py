@@ -24,12 +24,6 @@ DASK = {"executors": "tests.system.dask_jobs", "orphan_after": f"{ORPHAN_AFTER_S
 
 
 @pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path, workers=2, threads=4) as cluster:
         yield cluster

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +11,6 @@ from dispatcher.embedded import EmbeddedPostgres
 from tests.system.replicas import Fleet, Replica, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 @pytest.fixture

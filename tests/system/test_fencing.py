@@ -20,18 +20,6 @@ FENCED = {"orphan_after": f"{ORPHAN_AFTER_S}s", "shutdown_grace": "1s"}
 
 
 @pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def proxy(postgres_dsn: str) -> Iterator[TcpProxy]:
-    with TcpProxy("127.0.0.1", int(str(conninfo.conninfo_to_dict(postgres_dsn)["port"]))) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def remote(postgres: EmbeddedPostgres, postgres_dsn: str, tmp_path: Path) -> Iterator[Fleet]:
     """A fleet on a server of its own; the test itself is connected directly, whatever becomes of the network."""
     with Fleet(postgres_dsn, tmp_path) as fleet:

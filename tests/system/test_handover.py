@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +11,6 @@ from tests.system.replicas import Fleet, until
 pytestmark = pytest.mark.system
 
 OLD, NEW = "tests.system.fault_jobs", "tests.system.fault_jobs,tests.system.ending_jobs"
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def test_job_of_a_type_that_only_a_standby_knows_runs(fleet: Fleet) -> None:

@@ -3,21 +3,13 @@
 import itertools
 import json
 import signal
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.system.replicas import Fleet, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def batch(fleet: Fleet, count: int, **options: object) -> int:

@@ -32,12 +32,6 @@ CALM = {"heartbeat_interval": "500ms", "lease_duration": "10s", "orphan_after": 
 
 
 @pytest.fixture
-def proxy(postgres_dsn: str) -> Iterator[TcpProxy]:
-    with TcpProxy("127.0.0.1", int(str(conninfo.conninfo_to_dict(postgres_dsn)["port"]))) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def fleet(postgres: EmbeddedPostgres, postgres_dsn: str, tmp_path: Path) -> Iterator[Fleet]:
     with Fleet(postgres_dsn, tmp_path) as fleet:
         yield fleet

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +13,6 @@ from tests.system.replicas import Fleet, Replica, until
 pytestmark = pytest.mark.system
 
 JOBS = {"executors": "tests.system.pool_jobs", "processes": "2"}
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def last_tick(fleet: Fleet, id: int, attempt: int) -> float:

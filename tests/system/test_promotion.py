@@ -16,11 +16,10 @@ from psycopg import conninfo
 
 from dispatcher import Client, migrate
 from dispatcher.db import connect
-from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import DatabaseUnavailable, UnsupportedServer
 from dispatcher.runtime import JobRuntime
 from tests.proxy import TcpProxy
-from tests.standby import Pair, port_of, standby_of
+from tests.standby import Pair, port_of
 from tests.system.api_process import ApiProcess, caller
 from tests.system.failing_over import fail_over
 from tests.system.replicas import ROOT, TIMINGS, Fleet, overlaps, until
@@ -29,12 +28,6 @@ pytestmark = pytest.mark.system
 
 ORPHAN_AFTER_S = 2.5
 assert TIMINGS["orphan_after"] == "2500ms"
-
-
-@pytest.fixture
-def pair(postgres: EmbeddedPostgres, postgres_dsn: str) -> Iterator[Pair]:
-    with standby_of(postgres) as pair:
-        yield pair
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,12 +11,6 @@ import pytest
 from tests.system.replicas import Fleet, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def some_of_each(fleet: Fleet) -> list[int]:

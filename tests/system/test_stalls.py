@@ -21,12 +21,6 @@ STALL_S = 5.0  # above the longest pause of a service here, which is 3 s
 LEASE_S = 0.6
 
 
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
-
-
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_STALL_S", str(STALL_S))  # hang_jobs heeds it

@@ -1,8 +1,6 @@
 """Statistics of real replicas: all that they settled is in the tallies once they have ended."""
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +8,6 @@ from dispatcher import Client
 from tests.system.replicas import Fleet, count_sessions, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def test_every_job_of_a_leader_told_to_stop_is_counted_and_the_idle_one_asked_nothing(fleet: Fleet, dsn: str) -> None:

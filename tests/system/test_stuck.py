@@ -3,8 +3,6 @@ ever."""
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +11,6 @@ from tests.system.replicas import Fleet, Replica, until
 pytestmark = pytest.mark.system
 
 JOBS = {"executors": "tests.system.fault_jobs,tests.system.hang_jobs", "shutdown_grace": "2s"}
-
-
-@pytest.fixture
-def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(dsn, tmp_path) as fleet:
-        yield fleet
 
 
 def stick(fleet: Fleet, type: str = "late", count: int = 1) -> list[int]:

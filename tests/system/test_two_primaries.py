@@ -11,19 +11,12 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from dispatcher.embedded import EmbeddedPostgres
 from tests.proxy import TcpProxy
-from tests.standby import Pair, port_of, standby_of
+from tests.standby import Pair, port_of
 from tests.system.failing_over import fail_over
 from tests.system.replicas import Fleet, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def pair(postgres: EmbeddedPostgres, postgres_dsn: str) -> Iterator[Pair]:
-    with standby_of(postgres) as pair:
-        yield pair
 
 
 @pytest.fixture

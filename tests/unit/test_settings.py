@@ -67,8 +67,8 @@ def test_file_named_by_the_environment_is_read(file: Path, monkeypatch: pytest.M
         ({"limits": "*=0"}, "the limit of '*' must be a whole number of 1 or more"),
         ({"limits": "mail=-1"}, "the limit of 'mail' must be a whole number"),
         ({"log_format": "xml"}, "log_format: "),
-        ({"max_stuck_threads": "-1"}, "max_stuck_threads must be a whole number, half or never"),
-        ({"max_stuck_threads": "some"}, "max_stuck_threads must be a whole number, half or never"),
+        ({"max_stuck_threads": "-1"}, "max_stuck_threads: must be a whole number, half or never"),
+        ({"max_stuck_threads": "some"}, "max_stuck_threads: must be a whole number, half or never"),
         ({"metrics_port": "70000"}, "metrics_port: "),
     ],
 )
