@@ -205,7 +205,7 @@ def test_on_a_standby_clients_and_a_replica_that_starts_say_so_in_one_line(pair:
     with psycopg.connect(postgres_dsn) as conn:
         conn.execute("insert into dispatcher.type values ('quick', null, 60, 1, 1000)")
     pair.until_streaming()
-    with Client(dsn) as client, pytest.raises(UnsupportedServer, match="most likely a standby") as refused:
+    with Client(dsn) as client, pytest.raises(UnsupportedServer, match="give the primary's address") as refused:
         client.enqueue("quick", {})
     assert "\n" not in str(refused.value)
     for command in (["migrate"], ["run"], ["enqueue", "quick"]):
