@@ -125,8 +125,8 @@ def explain(exc: BaseException) -> DispatcherError | None:
             return SchemaError(f"this role lacks a right on the dispatcher schema ({line}): {GRANT_HINT}")
         case "25006":
             return UnsupportedServer(
-                "the server takes no writes: give the primary's address, "
-                "or see whether default_transaction_read_only is on"
+                "the server takes no writes: it is a standby, so give the primary's address, "
+                "or default_transaction_read_only is on"
             )
     if isinstance(exc, psycopg.DataError):
         return InvalidPayload(
