@@ -303,9 +303,9 @@ class Heart:
         self._dispatch.read_again()
 
     def _drain(self, conn: Connection) -> None:
-        self._set_leaving(conn, leaving=True)
         if self._lease.term is not None:
             self._resign(conn)
+        self._set_leaving(conn, leaving=True)
         self._return_waiting(conn)
         self._wait(self._heartbeat_s)
 
