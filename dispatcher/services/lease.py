@@ -9,8 +9,9 @@ Invariants:
 - The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever
   fails on it, the session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit
   afterwards. Two exceptions, in which the server has undone a statement and the session is as it was: it is out of
-  disk, memory or room for locks, or a table is locked, when it may refuse a new session as well, and jobs live by this
-  one; or an administrator canceled a statement of the leader. A canceled wait closes it, for the lock may have been granted.
+  disk, memory or room for locks, or a table is locked, when it may refuse a new session as well, and jobs live by
+  this one; or an administrator canceled a statement of the leader. A canceled wait closes it, for the lock may have
+  been granted.
 - A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the
   session holds.
 - Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing
