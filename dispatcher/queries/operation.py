@@ -125,7 +125,7 @@ def explain(exc: BaseException) -> DispatcherError | None:
             return SchemaError(f"this role lacks a right on the dispatcher schema ({line}): {GRANT_HINT}")
         case "25006":
             return UnsupportedServer(
-                "the server takes no writes: give the primary's address, "
+                "the server takes no writes, most likely a standby: give the primary's address, "
                 "or see whether default_transaction_read_only is on"
             )
     if isinstance(exc, psycopg.DataError):
