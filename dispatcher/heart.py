@@ -172,7 +172,7 @@ class Heart:
     def strike_in(self, seconds: float) -> None:
         """Lets the kernel end this process in so many seconds, whatever happens; sooner where its jobs need that."""
         deadline, trusted = fence.boottime() + seconds, self.trusted_from
-        if trusted is not None and not self.idle:
+        if trusted is not None and (not self.idle or self._any_in_doubt()):
             deadline = min(deadline, trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
         self._fence.seal(deadline)
 
