@@ -1,10 +1,13 @@
 """A server that is out of something refuses what the lease session asks: it stays, and holds no lock too many."""
 
+import time
+
 import psycopg
 import pytest
 
 from dispatcher.client import Client
 from dispatcher.errors import UnsupportedServer
+from dispatcher.queries import lease as statements
 from tests.db.beating import Beating
 from tests.db.contenders import backend, beat, contender, gone, held_locks, register
 from tests.db.running import open_transaction, publish
@@ -94,6 +97,28 @@ def test_a_standby_that_is_granted_the_lease_behind_a_migration_s_locks_keeps_it
             assert held_locks(conn, session) == 0
         assert lease.contend()
         assert backend(lease) == session
+
+
+def test_a_leader_whose_beats_are_refused_for_long_beats_no_more_often(
+    dsn: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a sleep of the machine, no answer has come for long; but it was asked a moment ago."""
+    refused: list[float] = []
+
+    def refuse_beat(*_: object, **__: object) -> bool:
+        refused.append(time.monotonic())
+        raise psycopg.errors.DiskFull("refused")
+
+    with contender(dsn, register(conn)) as lease:
+        beating = Beating(conn, lease, lease._replica)
+        beating.lead()
+        stands = beating.stands
+        monkeypatch.setattr(statements, "beat", refuse_beat)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0:
+            beating.heart.step()
+        assert beating.stands == stands
+    assert 2 <= len(refused) <= 11, "once a heartbeat"
 
 
 def test_a_leader_that_is_told_to_stop_behind_a_migration_s_locks_gives_the_lease_away_at_once(
