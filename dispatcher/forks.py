@@ -15,11 +15,21 @@ from dispatcher import own_file
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _mask = threading.local()
+depth = 0
+"""In a child it is greater than it was in its parent; os.getpid() says as much but is a call to the kernel."""
 
 
 def part_with_children() -> None:
     """From now on, in this process."""
     os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_in, after_in_child=_part)
+
+
+def _go_deeper() -> None:
+    global depth  # noqa: PLW0603 - of the process
+    depth += 1
+
+
+os.register_at_fork(after_in_child=_go_deeper)
 
 
 def _hold_signals() -> None:

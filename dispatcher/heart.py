@@ -81,7 +81,7 @@ class Heart:
             inflight=inflight, replica=replica, lease_number=lease_number, set_unknown=dispatch.set_unknown
         )
         self._look_for_cancels = False
-        self._left = False
+        self._leaving = False  # as older replicas see it
         self._prepared = False  # this session for leading
         self.draining = threading.Event()
         """Set once: no more claims; what runs may finish."""
@@ -172,7 +172,7 @@ class Heart:
     def strike_in(self, seconds: float) -> None:
         """Lets the kernel end this process in so many seconds, whatever happens; sooner where its jobs need that."""
         deadline, trusted = fence.boottime() + seconds, self.trusted_from
-        if trusted is not None and not self.idle:
+        if trusted is not None and (not self.idle or self._any_in_doubt()):
             deadline = min(deadline, trusted + self._orphan_after_s * (1 - FENCE_MARGIN))
         self._fence.seal(deadline)
 
@@ -201,7 +201,7 @@ class Heart:
         elif self._lease.term is not None:
             self._lead(conn)
         else:
-            self._contend()
+            self._contend(conn)
 
     def _live(self) -> Connection | None:
         """Keeps the session, and by it this replica and its jobs, alive; None where there is none now."""
@@ -212,7 +212,7 @@ class Heart:
             self._custody.lose_session(lease.trusted_from)
             if not lease.connect():
                 return None
-            self._prepared = False
+            self._prepared = self._leaving = False
         if lease.beat(running=not self.idle) or self._look_for_cancels:
             self._find_canceled()
         if self.idle:
@@ -233,8 +233,10 @@ class Heart:
         if conn is not None and ids:
             self._canceled(outcomes.list_canceled(conn, self._replica, ids))
 
-    def _contend(self) -> None:
-        if time.monotonic() < self._contend_from or self._behind_s() > RECORD_WITHIN_S:
+    def _contend(self, conn: Connection) -> None:
+        behind = self._behind_s() > RECORD_WITHIN_S
+        self._set_leaving(conn, leaving=behind)
+        if behind or time.monotonic() < self._contend_from:
             self._wait(self._heartbeat_s)
         elif self._lease.contend():
             self._begin()
@@ -301,12 +303,16 @@ class Heart:
         self._dispatch.read_again()
 
     def _drain(self, conn: Connection) -> None:
-        if not self._left:
-            self._left = replicas.leave_contest(conn, self._replica)
         if self._lease.term is not None:
             self._resign(conn)
+        self._set_leaving(conn, leaving=True)
         self._return_waiting(conn)
         self._wait(self._heartbeat_s)
+
+    def _set_leaving(self, conn: Connection, *, leaving: bool) -> None:
+        """Lets older replicas lead meanwhile: they stand back for a newer one that does not say so."""
+        if leaving is not self._leaving and replicas.set_leaving(conn, self._replica, leaving=leaving):
+            self._leaving = leaving
 
     def _resign(self, conn: Connection) -> None:
         try:

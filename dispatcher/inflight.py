@@ -42,7 +42,7 @@ class Execution:
     def __init__(self, claimed: Claimed, executor: Executor, claimed_at: float) -> None:
         self.claimed = claimed
         self.cancel_requested = False
-        self.lost = False  # the database does not know that it is ours: it is to stop, and its outcome counts nothing
+        self.lost = False  # the database does not know that it is ours: it is to stop, and its outcome finds no row
         self.busy = False  # its row was found locked by somebody
         self.key = (claimed.id, claimed.attempt)
         self.executor = executor

@@ -18,8 +18,8 @@ def hangs(execution: Execution) -> bool:
     return execution.ctx is not None and execution.ctx.canceled is CancelReason.TIMEOUT
 
 
-def write_leftovers(conn: Connection, executions: Sequence[Execution]) -> str:
-    """Writes what becomes of them, each as due only once this process is certainly gone; says what it did.
+def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution]) -> str:
+    """Writes what becomes of what `owner` has, each as due only once this process is certainly gone; says what it did.
 
     A job past its timeout stays running and is marked: whoever sees this process dead ends it by that mark, as timed
     out. Given back, one that hangs each time would do so for ever; failed, what follows from it could begin while it
@@ -32,10 +32,10 @@ def write_leftovers(conn: Connection, executions: Sequence[Execution]) -> str:
     if stuck:
         outcomes.mark_timed_out(conn, {execution.key: stuck_error(execution) for execution in stuck})
     if final := [outcome for outcome in ended if outcome.state in FINAL]:
-        outcomes.finish_jobs(conn, final, free_only=True)
+        outcomes.finish_jobs(conn, owner, final, free_only=True)
     if again := [outcome for outcome in ended if outcome.state not in FINAL]:
-        outcomes.reschedule_jobs(conn, again)
+        outcomes.reschedule_jobs(conn, owner, again)
     if back:
-        outcomes.postpone_jobs(conn, [execution.key for execution in back], RETURN_AFTER_S)
+        outcomes.postpone_jobs(conn, owner, [execution.key for execution in back], RETURN_AFTER_S)
     said = f"{len(back)} jobs did not stop in time and were given back"
     return said if not stuck else f"{said}, {len(stuck)} past their timeout end with this process"

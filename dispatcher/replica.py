@@ -139,6 +139,7 @@ class Replica:
         self._tally = Tally(noted=lambda: self._teller.wake())  # noqa: PLW0108 - made below
         self._completer = Completer(
             open_session=self._opener("completer"),
+            owner=self.id,
             inflight=self.inflight,
             metrics=metrics,
             tally=self._tally,

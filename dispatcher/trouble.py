@@ -23,6 +23,7 @@ LONGEST_PAUSE_S = 2.0  # what works again is noticed within this
 LASTING_S = 5.0  # from here on it is no hiccup: /readyz names it
 EXHAUSTED = "53"
 """The SQLSTATEs of a server that is out of disk, memory or room for locks; out of connections only when connecting."""
+LOCKED = "55P03"
 CANCELED = "57014"
 
 
@@ -97,8 +98,10 @@ class Trouble:
 
 
 def refused(conn: Connection | None, exc: BaseException) -> bool:
-    """Whether the server was out of something: it did nothing of the statement, and the session is as it was."""
-    return isinstance(exc, psycopg.Error) and (exc.sqlstate or "").startswith(EXHAUSTED) and _sound(conn)
+    """Whether the server was out of something, or a lock was in the way, such as a migration's on a whole table: it did
+    nothing of the statement, and the session is as it was.
+    """
+    return isinstance(exc, psycopg.Error) and (exc.sqlstate or "").startswith((EXHAUSTED, LOCKED)) and _sound(conn)
 
 
 def undone(conn: Connection | None, exc: BaseException) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dispatcher import forks
 from dispatcher.context import Context, Runtime
 from dispatcher.ending import Conclusion
 from dispatcher.executor import Executor
@@ -98,7 +99,7 @@ class Attempts:
 
 def execute(spec: Executor, ctx: Context) -> Returned | Raised:
     """Runs the executor in this thread, one that is `async def` on an event loop of its own."""
-    process = os.getpid()
+    depth = forks.depth
     ending: Returned | Raised
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
@@ -106,7 +107,7 @@ def execute(spec: Executor, ctx: Context) -> Returned | Raised:
         ending = Returned(asyncio.run(_awaited(value, ctx)) if spec.asynchronous else value)
     except BaseException as exc:  # noqa: BLE001 - the boundary: whatever an executor does ends its own job only
         ending = Raised(exc)
-    if os.getpid() != process:
+    if forks.depth != depth:
         end_child(ending)
     return ending
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
+from dispatcher import forks
 from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.outcome import Raised, Returned
@@ -107,14 +107,14 @@ class _Threads(ThreadPoolExecutor):
 
 async def _execute(execution: Execution, ctx: Context, calls: set[Future[Any]]) -> Returned | Raised:
     _calls.set(calls)
-    process = os.getpid()
+    depth = forks.depth
     ending: Returned | Raised
     try:
         ctx.raise_if_canceled()  # canceled while it waited for its turn
         ending = Returned(await execution.executor.run(ctx.job, ctx))
     except BaseException as exc:  # noqa: BLE001 - the boundary; and what is no Exception would end the loop
         ending = Raised(exc)
-    if os.getpid() != process:
+    if forks.depth != depth:
         end_child(ending)
     return ending
 

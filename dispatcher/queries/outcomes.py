@@ -21,16 +21,18 @@ PLAIN = Outcome(0, 0, State.SUCCEEDED)[2:]
 """All that is to be said of a job that succeeded and left no result."""
 
 
-def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: bool) -> Recorded:
-    """Records final outcomes; the attempts it recorded, and whether each may have left a mark for a batch or others.
+def finish_jobs(conn: Connection, owner: int, outcomes: Sequence[Outcome], *, free_only: bool) -> Recorded:
+    """Records final outcomes of what `owner` ran; the attempts it recorded, and whether each may have left a mark for a
+    batch or others.
 
     Waits for locked rows up to lock_timeout, unless free_only.
     """
     if not free_only and all(outcome[2:] == PLAIN for outcome in outcomes):
-        return _finish_plain(conn, outcomes)
+        return _finish_plain(conn, owner, outcomes)
     rows = conn.execute(
         statement("finish_free_jobs" if free_only else "finish_jobs"),
         {
+            "owner": owner,
             "ids": array([o.job_id for o in outcomes]),
             "attempts": array([o.attempt for o in outcomes]),
             "states": array([o.state for o in outcomes]),
@@ -43,11 +45,12 @@ def finish_jobs(conn: Connection, outcomes: Sequence[Outcome], *, free_only: boo
     return _recorded(rows)
 
 
-def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
+def reschedule_jobs(conn: Connection, owner: int, outcomes: Sequence[Outcome]) -> Recorded:
     """Sends jobs back to scheduled or pending; the attempts it recorded, and whether each may have left a mark."""
     rows = conn.execute(
         statement("reschedule_jobs"),
         {
+            "owner": owner,
             "ids": array([o.job_id for o in outcomes]),
             "attempts": array([o.attempt for o in outcomes]),
             "delays_s": array([o.delay_s or 0.0 for o in outcomes]),
@@ -58,11 +61,12 @@ def reschedule_jobs(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
     return _recorded(rows)
 
 
-def postpone_jobs(conn: Connection, attempts: Sequence[Attempt], delay_s: float) -> set[Attempt]:
+def postpone_jobs(conn: Connection, owner: int, attempts: Sequence[Attempt], delay_s: float) -> set[Attempt]:
     """Schedules jobs that still run in this process, which ends before `delay_s` is over; those that it could."""
     rows = conn.execute(
         statement("postpone_jobs"),
         {
+            "owner": owner,
             "ids": array([id for id, _ in attempts]),
             "attempts": array([attempt for _, attempt in attempts]),
             "delay_s": delay_s,
@@ -71,11 +75,15 @@ def postpone_jobs(conn: Connection, attempts: Sequence[Attempt], delay_s: float)
     return set(rows.fetchall())
 
 
-def list_still_running(conn: Connection, attempts: Sequence[Attempt]) -> set[Attempt]:
-    """Those whose row still says running."""
+def list_still_running(conn: Connection, owner: int, attempts: Sequence[Attempt]) -> set[Attempt]:
+    """Those whose row still says that `owner` runs them."""
     rows = conn.execute(
         statement("list_still_running"),
-        {"ids": array([id for id, _ in attempts]), "attempts": array([attempt for _, attempt in attempts])},
+        {
+            "owner": owner,
+            "ids": array([id for id, _ in attempts]),
+            "attempts": array([attempt for _, attempt in attempts]),
+        },
     )
     return set(rows.fetchall())
 
@@ -142,9 +150,9 @@ def tell_events(conn: Connection, payloads: Sequence[str]) -> None:
     conn.execute(statement("tell_events"), {"payloads": payloads})
 
 
-def _finish_plain(conn: Connection, outcomes: Sequence[Outcome]) -> Recorded:
+def _finish_plain(conn: Connection, owner: int, outcomes: Sequence[Outcome]) -> Recorded:
     ids, attempts = [outcome.job_id for outcome in outcomes], [outcome.attempt for outcome in outcomes]
-    params = {"ids": array(ids), "attempts": array(attempts)}
+    params = {"owner": owner, "ids": array(ids), "attempts": array(attempts)}
     row = conn.execute(statement("finish_plain_jobs"), params).fetchone()
     assert row is not None  # an aggregate's
     all_done, marked, found, found_attempts = row

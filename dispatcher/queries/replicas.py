@@ -72,9 +72,10 @@ def registered_at(conn: Connection, replica: int) -> datetime | None:
     return None if row is None else row[0]
 
 
-def leave_contest(conn: Connection, replica: int) -> bool:
-    """Records that this replica will not lead again; False while somebody holds its row."""
-    return conn.execute(statement("leave_contest"), {"replica": replica}).fetchone() is not None
+def set_leaving(conn: Connection, replica: int, *, leaving: bool) -> bool:
+    """Records whether this replica does not contend for the lease; False while somebody holds its row."""
+    row = conn.execute(statement("set_leaving"), {"replica": replica, "leaving": leaving}).fetchone()
+    return row is not None
 
 
 def take_liveness(conn: Connection, replica: int) -> bool:

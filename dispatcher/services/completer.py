@@ -49,6 +49,7 @@ class Completer:
         self,
         *,
         open_session: Callable[[], Connection],
+        owner: int,
         inflight: InFlight,
         metrics: Metrics,
         tally: Tally,
@@ -59,6 +60,7 @@ class Completer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_session = open_session
+        self._owner = owner
         self._inflight = inflight
         self._metrics = metrics
         self._trouble = Trouble("the completer's session", log=log, metrics=metrics)
@@ -113,7 +115,7 @@ class Completer:
 
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
-        group = self._drop_lost(self._collect())
+        group = self._collect()
         if not (group or self._progress or self._timed_out or self._inflight.empty_claims):
             self._trouble.over()  # whatever it was, nothing waits for it
             return
@@ -142,14 +144,6 @@ class Completer:
             self._stop.wait(self._trouble.note(exc, kept=kept))  # however many end meanwhile
         else:
             self._trouble.over()
-
-    def _drop_lost(self, group: list[Execution]) -> list[Execution]:
-        """Those whose attempt is ours: the number of one that is not may have been given out again."""
-        if lost := [execution for execution in group if execution.lost]:
-            for execution in lost:
-                self._count_late(execution)
-            self._inflight.remove(lost)
-        return [execution for execution in group if not execution.lost] if lost else group
 
     def _drop_claims(self, conn: Connection) -> None:
         """At leisure, or once many have come together: nothing reads them but a take-over, which reads all."""
@@ -212,7 +206,11 @@ class Completer:
         if back:
             done |= self._send(conn, back, self._reschedule)
         missed = [execution for execution in group if execution.key not in done]
-        busy = statements.list_still_running(conn, [execution.key for execution in missed]) if missed else set()
+        busy = (
+            statements.list_still_running(conn, self._owner, [execution.key for execution in missed])
+            if missed
+            else set()
+        )
         for execution in missed:
             execution.busy = execution.key in busy
         self._again += [execution for execution in missed if execution.busy]
@@ -228,15 +226,15 @@ class Completer:
     def _finish(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
         results = [_outcome(execution) for execution in group]
         try:
-            return statements.finish_jobs(conn, results, free_only=False)
+            return statements.finish_jobs(conn, self._owner, results, free_only=False)
         except psycopg.errors.LockNotAvailable:
-            return statements.finish_jobs(conn, results, free_only=True)
+            return statements.finish_jobs(conn, self._owner, results, free_only=True)
 
     def _finish_free(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
-        return statements.finish_jobs(conn, [_outcome(execution) for execution in group], free_only=True)
+        return statements.finish_jobs(conn, self._owner, [_outcome(execution) for execution in group], free_only=True)
 
     def _reschedule(self, conn: Connection, group: list[Execution]) -> statements.Recorded:
-        return statements.reschedule_jobs(conn, [_outcome(execution) for execution in group])
+        return statements.reschedule_jobs(conn, self._owner, [_outcome(execution) for execution in group])
 
     def _send(
         self,
@@ -330,7 +328,7 @@ class Completer:
     def _mark_timed_out(self, conn: Connection, errors: dict[tuple[int, int], str]) -> None:
         """Where a row is locked it waits for the next time: who rescues the job goes by this mark."""
         missed = errors.keys() - statements.mark_timed_out(conn, errors)
-        if missed and (locked := statements.list_still_running(conn, list(missed))):
+        if missed and (locked := statements.list_still_running(conn, self._owner, list(missed))):
             with self._notes_lock:
                 self._timed_out = {key: errors[key] for key in locked} | self._timed_out
 
@@ -349,7 +347,7 @@ class Completer:
             ((job_id, _attempt),) = progress
             log.warning("progress cannot be written: %s", first_line(exc), extra={"job_id": job_id})
             return
-        if missed and (locked := statements.list_still_running(conn, list(missed))):
+        if missed and (locked := statements.list_still_running(conn, self._owner, list(missed))):
             with self._notes_lock:
                 self._progress = {key: progress[key] for key in locked} | self._progress
 

@@ -9,8 +9,9 @@ Invariants:
 - The lock is taken once a session. To be the leader is to have this session; there is no flag to go stale. Whatever
   fails on it, the session is closed: PostgreSQL then frees the lock, and nothing that was begun on it can commit
   afterwards. Two exceptions, in which the server has undone a statement and the session is as it was: it is out of
-  disk, memory or room for locks, when it may refuse a new session as well, and jobs live by this one; or an
-  administrator canceled a statement of the leader. A canceled wait closes it, for the lock may have been granted.
+  disk, memory or room for locks, or a table is locked, when it may refuse a new session as well, and jobs live by
+  this one; or an administrator canceled a statement of the leader. A canceled wait closes it, for the lock may have
+  been granted.
 - A bounded wait may answer "no" while the server keeps the grant; wait_lease looks again and answers by what the
   session holds.
 - Trust is counted from before a request was sent, and on this session only: another session's answer proves nothing
@@ -85,6 +86,7 @@ class Lease:
         self._seen: tuple[statements.Holder, float] | None = None
         self._looks = 0
         self._last_beat = 0.0
+        self._asked_at = 0.0  # the same in boottime(), which goes on while the machine sleeps
         self._promoted = False  # since the last leader that claimed
         self.conn: Connection | None = None
         self.term: int | None = None
@@ -124,7 +126,7 @@ class Lease:
                 return False
             if replicas.raise_incarnation(conn, self._replica) is None:
                 self._gone()
-            self.trusted_from, self._last_beat = sent, self._clock()
+            self.trusted_from, self._asked_at, self._last_beat = sent, sent, self._clock()
         except psycopg.Error as exc:
             self._failed(exc, keep=False)  # without a new incarnation nobody may rely on this session
             return False
@@ -162,7 +164,8 @@ class Lease:
         """
         if self.conn is None or self.beat_in() > 0:
             return False
-        sent, self._last_beat = boottime(), self._clock()
+        self._asked_at = sent = boottime()
+        self._last_beat = self._clock()
         try:
             known = statements.beat(self.conn, self._replica, running=running)
         except psycopg.Error as exc:
@@ -177,7 +180,7 @@ class Lease:
 
     def beat_in(self) -> float:
         """Seconds until the next beat is due; 0 if it is."""
-        if self.trusted_from is not None and boottime() - self.trusted_from > 2 * self._heartbeat_s:
+        if boottime() - self._asked_at > 2 * self._heartbeat_s:
             return 0.0  # the machine slept: the clock says that little time has passed, and the server knows better
         return max(0.0, self._last_beat + self._heartbeat_s - self._clock())
 

@@ -154,9 +154,9 @@ class Rescuer:
             back = [outcome for outcome in decided if outcome.state not in FINAL]
             done: outcomes.Recorded = {}
             if final:
-                done |= outcomes.finish_jobs(conn, final, free_only=True)
+                done |= outcomes.finish_jobs(conn, replica.id, final, free_only=True)
             if back:
-                done |= outcomes.reschedule_jobs(conn, back)
+                done |= outcomes.reschedule_jobs(conn, replica.id, back)
             removed = replicas.remove_replica(conn, replica.id)
         if orphans:
             self._metrics.rescued.labels(reason).inc(len(orphans))

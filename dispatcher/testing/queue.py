@@ -66,6 +66,7 @@ class Queue:
         self._runtime = runtime
         self._completer = Completer(
             open_session=self._session,
+            owner=OWNER,
             inflight=self._inflight,
             metrics=Metrics(),
             tally=Tally(),

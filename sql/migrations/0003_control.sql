@@ -17,7 +17,7 @@ alter table dispatcher.replica add column database_oid oid;
 
 -- Replicas of several versions run side by side while a fleet is upgraded, and a leader breaks the rules that it does not know.
 alter table dispatcher.replica add column schema_version integer not null default 1;   -- the latest that its code knows; 0.1.0 does not say
-alter table dispatcher.replica add column leaving boolean not null default false;      -- it drains, and will not lead again
+alter table dispatcher.replica add column leaving boolean not null default false;      -- it does not contend: it drains, or cannot record
 
 -- Whether a newer replica is there to lead that can run all that this session's replica can.
 create function dispatcher.is_outdated(lease integer) returns boolean

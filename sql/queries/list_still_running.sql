@@ -2,4 +2,4 @@
 select j.id, j.attempt
 from unnest(%(ids)s::bigint[], %(attempts)s::integer[]) as o (id, attempt)
 join dispatcher.job j on j.id = any(array[o.id])
-where j.attempt = o.attempt and j.state = 'running'
+where j.attempt = o.attempt and j.owner = %(owner)s and j.state = 'running'

@@ -5,7 +5,7 @@ with o as materialized (
     select * from unnest(%(ids)s::bigint[], %(attempts)s::integer[]) as o (id, attempt)
 ), free as materialized (
     select o.* from o join dispatcher.job j on j.id = any(array[o.id])
-    where j.attempt = o.attempt and j.state = 'running' and not j.cancel_requested for no key update of j skip locked
+    where j.attempt = o.attempt and j.owner = %(owner)s and j.state = 'running' and not j.cancel_requested for no key update of j skip locked
 )
 update dispatcher.job j
 set state = 'scheduled', run_at = now() + make_interval(secs => %(delay_s)s), started_at = null, timed_out = false

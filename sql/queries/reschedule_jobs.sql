@@ -7,7 +7,7 @@ with o as materialized (
     ) as o (id, attempt, delay_s, failures, errors)
 ), free as materialized (
     select o.* from o join dispatcher.job j on j.id = any(array[o.id])
-    where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
+    where j.attempt = o.attempt and j.owner = %(owner)s and j.state = 'running' for no key update of j skip locked
 )
 update dispatcher.job j
 set state = case when j.cancel_requested then 'canceled' when o.delay_s > 0 then 'scheduled' else 'pending' end,
@@ -16,5 +16,5 @@ set state = case when j.cancel_requested then 'canceled' when o.delay_s > 0 then
     failures = j.failures + o.failures,
     errors = case when coalesce(o.errors, 'null') = 'null' then j.errors else dispatcher.add_errors(j.errors, j.attempt, o.errors) end
 from free o
-where j.id = any(array[o.id]) and j.attempt = o.attempt and j.state = 'running'
+where j.id = any(array[o.id]) and j.attempt = o.attempt and j.owner = %(owner)s and j.state = 'running'
 returning j.id, j.attempt, j.parent_id is not null or coalesce(j.followed, false) as marked

@@ -20,6 +20,8 @@ class Beating:
         self.leading = leading or Leading(conn, owner=replica)
         self.lease = lease
         self.began = 0
+        self.behind_s = 0.0
+        """For how long it can record no outcome, as its completer would say."""
         self.heart = Heart(
             lease=lease,
             dispatch=self.leading.dispatch,
@@ -33,6 +35,7 @@ class Beating:
             poll_interval_s=0.1,
             orphan_after_s=30.0,
             metrics=Metrics(),
+            behind_s=lambda: self.behind_s,
         )
 
     def _begin(self) -> None:

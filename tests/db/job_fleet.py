@@ -104,6 +104,7 @@ class Fleet:
         own = Leading(self._conn, owner=id, executors=self._executors)
         completer = Completer(
             open_session=lambda: session(self._dsn),
+            owner=id,
             inflight=own.inflight,
             metrics=metrics,
             tally=Tally(),

@@ -63,7 +63,7 @@ class Linking:
                 outcome = Outcome.canceled(job)
             case _:
                 outcome = Outcome.failed(job, JobError("exception", "broken"))
-        assert outcomes.finish_jobs(self.conn, [outcome], free_only=False)
+        assert outcomes.finish_jobs(self.conn, OWNER, [outcome], free_only=False)
 
     def run(self, state: State = State.SUCCEEDED, **lane: Any) -> list[int]:
         """Claims what is pending and ends it so; then links."""

@@ -122,6 +122,7 @@ class Settling:
         self.told: list[bool] = []
         self.completer = Completer(
             open_session=open_session or (lambda: session(dsn)),
+            owner=OWNER,
             inflight=self.inflight,
             metrics=self.metrics,
             tally=self.tally,

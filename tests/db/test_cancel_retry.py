@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.db import Connection
 from dispatcher.queries import outcomes
-from tests.db.running import claim, enqueue, job, open_transaction, publish, session, state, until, value
+from tests.db.running import OWNER, claim, enqueue, job, open_transaction, publish, session, state, until, value
 
 FINAL = ("succeeded", "partial", "failed", "canceled")
 
@@ -171,7 +171,7 @@ def test_a_retry_starts_no_job_that_may_still_run_in_a_replica_that_ends(conn: C
     """A second attempt would overlap the first, which has a second until its process is gone."""
     id = enqueue(conn)
     claim(lease)
-    assert outcomes.postpone_jobs(lease, [(id, 1)], 3.0) == {(id, 1)}
+    assert outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 3.0) == {(id, 1)}
     run_at = job(conn, id)["run_at"]
     assert retry(conn, id) == "scheduled"
     assert (job(conn, id)["run_at"], state(conn, id)) == (run_at, "scheduled")
@@ -186,7 +186,7 @@ def test_a_canceled_job_that_may_still_run_is_left_to_who_sees_its_process_dead(
     id = enqueue(conn)
     claim(lease)
     assert cancel(conn, id) == "running"
-    assert outcomes.postpone_jobs(lease, [(id, 1)], 3.0) == set()
+    assert outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 3.0) == set()
     assert state(conn, id) == "running"
 
 

@@ -18,7 +18,7 @@ from dispatcher.outcome import Outcome
 from dispatcher.queries import outcomes
 from tests.db.contenders import waits
 from tests.db.linking import Linking, batch, in_threads
-from tests.db.running import as_job, enqueue, job, open_transaction, publish, session, state, value
+from tests.db.running import OWNER, as_job, enqueue, job, open_transaction, publish, session, state, value
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_job_between_tries_goes_on_when_one_before_it_runs_again(conn: Connectio
     b = enqueue(conn, after=a, on_failure="run")
     linking.run(State.FAILED)
     (claimed,) = linking.claim().values()
-    outcomes.reschedule_jobs(conn, [Outcome.snooze(as_job(claimed), 3600.0)])
+    outcomes.reschedule_jobs(conn, OWNER, [Outcome.snooze(as_job(claimed), 3600.0)])
     assert value(conn, "select dispatcher.retry(%s)", a) == "pending"
     assert states(conn, a, b) == ["pending", "scheduled"]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from dispatcher.heart import RECORD_WITHIN_S
 from dispatcher.queries import lease, replicas
 from dispatcher.queries.replicas import Process
-from tests.db.contenders import contender, register
+from tests.db.beating import Beating
+from tests.db.contenders import backend, contender, gone, register
 
 NOBODY = Process("host", 1, None, None, None, None)
 
@@ -71,9 +73,11 @@ def test_an_older_replica_hands_the_lease_on_to_a_newer_one_that_could_lead(
         assert new.connect()
         match newer:
             case "is gone":
+                pid = backend(new)
                 new.drop()
+                assert gone(conn, pid)
             case "leaves":
-                assert replicas.leave_contest(conn, new._replica)
+                assert replicas.set_leaving(conn, new._replica, leaving=True)
             case "lacks a type":
                 conn.execute("update dispatcher.replica set types = '{b}' where id = %(new)s", ids)
             case "has another lease":
@@ -81,3 +85,22 @@ def test_an_older_replica_hands_the_lease_on_to_a_newer_one_that_could_lead(
         assert old.contend() is not hands_on
         assert new.conn is None or new.contend() is hands_on
     assert number == 1
+
+
+def test_an_older_replica_leads_while_the_newer_ones_can_record_no_outcome_and_hands_on_again_afterwards(
+    dsn: str, conn: psycopg.Connection
+) -> None:
+    lease.ensure_lease(conn, "default")
+    with contender(dsn, register(conn)) as old, contender(dsn, register(conn)) as new:
+        conn.execute("update dispatcher.replica set schema_version = 1 where id = %s", (old._replica,))
+        assert old.connect()
+        newer = Beating(conn, new, new._replica)
+        newer.lead()
+        newer.behind_s = 2 * RECORD_WITHIN_S
+        newer.until(lambda: new.term is None)
+        newer.heart.step()  # it stands by from now on
+        assert old.contend()  # or nobody would lead for as long as that lasts
+        newer.behind_s = 0.0
+        newer.heart.step()
+        old.resign()
+        assert not old.contend()

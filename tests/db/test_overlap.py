@@ -44,7 +44,7 @@ def test_what_a_replica_that_ends_has_postponed_counts_until_it_cannot_run_any_m
     own, ending = register(conn, number, ["a"]), register(conn, number, ["a"])
     run(conn, ending, "a")
     [(id,)] = conn.execute("select id from dispatcher.job").fetchall()
-    outcomes.postpone_jobs(conn, [(id, 1)], 3.0)
+    outcomes.postpone_jobs(conn, ending, [(id, 1)], 3.0)
     assert claims.count_running(conn, own) == {("a", ""): 1}
     conn.execute("update dispatcher.job set run_at = now()")
     assert claims.count_running(conn, own) == {}

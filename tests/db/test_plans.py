@@ -16,7 +16,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.outcome import Outcome
 from dispatcher.queries import claims, outcomes, upkeep
 from tests import servers
-from tests.db.running import as_job, claim, publish, session
+from tests.db.running import OWNER, as_job, claim, publish, session
 
 Plans = dict[tuple[str, str], str]
 Pages = dict[tuple[str, str], int]
@@ -401,7 +401,7 @@ def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
             lanes = claims.list_lanes(daemon)
             claimed = claim(daemon, lanes[0].lane.type, take=1000, tenant=lanes[0].lane.tenant)
             results = [Outcome.succeeded(as_job(each), None) for each in claimed]
-            assert len(outcomes.finish_jobs(daemon, results, free_only=False)) == 1000
+            assert len(outcomes.finish_jobs(daemon, OWNER, results, free_only=False)) == 1000
             assert upkeep.next_due(daemon)[0] is not None
             took.append(time.monotonic() - began)
         assert len(lanes) == 4

@@ -1,18 +1,24 @@
 """A server that is out of something refuses what the lease session asks: it stays, and holds no lock too many."""
 
+import time
+
 import psycopg
 import pytest
 
 from dispatcher.client import Client
 from dispatcher.errors import UnsupportedServer
-from tests.db.contenders import backend, beat, contender, held_locks, register
-from tests.db.running import publish, until
+from dispatcher.queries import lease as statements
+from tests.db.beating import Beating
+from tests.db.contenders import backend, beat, contender, gone, held_locks, register
+from tests.db.running import open_transaction, publish
 
 REFUSE = """
 create function public.refuse() returns trigger language plpgsql as $$
 begin raise exception using errcode = '{kind}', message = 'refused'; end $$;
 create trigger refuse before update on dispatcher.lease for each statement execute function public.refuse()
 """
+
+LOCK_ALL = [f"lock table dispatcher.{table} in access exclusive mode" for table in ("type", "job", "lease", "replica")]
 
 
 def refuse(conn: psycopg.Connection, kind: str) -> None:
@@ -47,7 +53,7 @@ def test_a_take_over_that_is_canceled_closes_the_session(dsn: str, conn: psycopg
         refuse(conn, "query_canceled")
         assert not lease.contend()
         assert lease.conn is None
-        until(lambda: held_locks(conn, session) == 0)  # the server needs a moment to see that it was closed
+        assert gone(conn, session)
 
 
 def test_a_leader_s_canceled_statement_closes_the_session_only_where_it_may_have_been_its_time_out(
@@ -62,6 +68,70 @@ def test_a_leader_s_canceled_statement_closes_the_session_only_where_it_may_have
         lease.failed(canceled, took_s=3.0)
         assert lease.term is None
         assert lease.conn is None
+
+
+def test_a_migration_s_locks_on_all_tables_cost_a_leader_neither_its_session_nor_the_lease(
+    dsn: str, conn: psycopg.Connection
+) -> None:
+    with contender(dsn, register(conn)) as lease:
+        beating = Beating(conn, lease, lease._replica)
+        beating.lead()
+        stands, trusted = beating.stands, lease.trusted_from
+        with open_transaction(dsn, *LOCK_ALL):
+            for _ in range(5):
+                lease._last_beat = float("-inf")  # a beat is due
+                beating.heart.step()
+        assert beating.stands == stands
+        beating.until(lambda: lease.trusted_from != trusted)
+        assert beating.stands == stands
+
+
+def test_a_standby_that_is_granted_the_lease_behind_a_migration_s_locks_keeps_its_session_and_gives_it_back(
+    dsn: str, conn: psycopg.Connection
+) -> None:
+    with contender(dsn, register(conn)) as lease:
+        lease.connect()
+        session = backend(lease)
+        with open_transaction(dsn, *LOCK_ALL):
+            assert not lease.contend()
+            assert held_locks(conn, session) == 0
+        assert lease.contend()
+        assert backend(lease) == session
+
+
+def test_a_leader_whose_beats_are_refused_for_long_beats_no_more_often(
+    dsn: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a sleep of the machine, no answer has come for long; but it was asked a moment ago."""
+    refused: list[float] = []
+
+    def refuse_beat(*_: object, **__: object) -> bool:
+        refused.append(time.monotonic())
+        raise psycopg.errors.DiskFull("refused")
+
+    with contender(dsn, register(conn)) as lease:
+        beating = Beating(conn, lease, lease._replica)
+        beating.lead()
+        stands = beating.stands
+        monkeypatch.setattr(statements, "beat", refuse_beat)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0:
+            beating.heart.step()
+        assert beating.stands == stands
+    assert 2 <= len(refused) <= 11, "once a heartbeat"
+
+
+def test_a_leader_that_is_told_to_stop_behind_a_migration_s_locks_gives_the_lease_away_at_once(
+    dsn: str, conn: psycopg.Connection
+) -> None:
+    with contender(dsn, register(conn)) as lease:
+        beating = Beating(conn, lease, lease._replica)
+        beating.lead()
+        session = backend(lease)
+        with open_transaction(dsn, *LOCK_ALL):
+            beating.heart.drain()
+            beating.until(lambda: held_locks(conn, session) == 0)
+            assert backend(lease) == session
 
 
 def test_a_client_of_a_database_that_takes_no_writes_is_told_so_in_one_line(dsn: str, conn: psycopg.Connection) -> None:

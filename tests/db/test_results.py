@@ -28,7 +28,7 @@ from dispatcher.services import pruner as pruner_module
 from dispatcher.services.pruner import Pruner
 from dispatcher.store import Store, open_store, read
 from dispatcher.testing import Queue
-from tests.db.running import as_job, claim, enqueue, publish, session, state, value
+from tests.db.running import OWNER, as_job, claim, enqueue, publish, session, state, value
 
 LARGE = "ä" * 100_000
 LIMIT = 1000
@@ -286,7 +286,7 @@ def test_outcome_with_a_url_touches_no_index(dsn: str, conn: Connection, free_on
                 )
                 for each in claimed
             ]
-            assert len(outcomes.finish_jobs(daemon, results, free_only=free_only)) == 50
+            assert len(outcomes.finish_jobs(daemon, OWNER, results, free_only=free_only)) == 50
             assert hot_updates() - before > 25  # those that find room on their page
     urls: dict[int, str | None] = dict(conn.execute("select id, result_url from dispatcher.job").fetchall())
     assert urls == {each.id: f"file:///x/{each.id}" if each.id % 2 else None for each in claimed}

@@ -41,6 +41,10 @@ def write_orphans(conn: Connection, claimed: Claimed) -> object:
         return [orphan.job.id for orphan in upkeep.list_orphans(conn, OWNER)]
 
 
+def finish(conn: Connection, outcome: Outcome, *, free_only: bool = False) -> object:
+    return outcomes.finish_jobs(conn, OWNER, [outcome], free_only=free_only)
+
+
 def show_timed_out(conn: Connection, claimed: Claimed) -> object:
     outcomes.mark_timed_out(conn, {(claimed.id, claimed.attempt): '[{"kind": "timeout", "message": "late"}]'})
     return job(conn, claimed.id)["timed_out"]
@@ -48,10 +52,12 @@ def show_timed_out(conn: Connection, claimed: Claimed) -> object:
 
 # Each writes, or is about to write, the row of a running job, and answers whether it found it.
 WRITES: dict[str, Callable[[Connection, Claimed], object]] = {
-    "success": lambda conn, c: outcomes.finish_jobs(conn, [Outcome.succeeded(as_job(c), None)], free_only=False),
-    "success, busy": lambda conn, c: outcomes.finish_jobs(conn, [Outcome.succeeded(as_job(c), None)], free_only=True),
-    "failure": lambda conn, c: outcomes.finish_jobs(conn, [Outcome.failed(as_job(c), ERROR)], free_only=False),
-    "retry": lambda conn, c: outcomes.reschedule_jobs(conn, [Outcome.retry(as_job(c), 5.0, ERROR)]),
+    "success": lambda conn, c: outcomes.finish_jobs(conn, OWNER, [Outcome.succeeded(as_job(c), None)], free_only=False),
+    "success, busy": lambda conn, c: outcomes.finish_jobs(
+        conn, OWNER, [Outcome.succeeded(as_job(c), None)], free_only=True
+    ),
+    "failure": lambda conn, c: outcomes.finish_jobs(conn, OWNER, [Outcome.failed(as_job(c), ERROR)], free_only=False),
+    "retry": lambda conn, c: outcomes.reschedule_jobs(conn, OWNER, [Outcome.retry(as_job(c), 5.0, ERROR)]),
     "return": lambda conn, c: claims.release_jobs(conn, OWNER, [(c.id, c.attempt)]),
     "rescue": write_orphans,
     "progress": lambda conn, c: outcomes.write_progress(conn, {(c.id, c.attempt): (50.0, None)}),

@@ -16,6 +16,7 @@ from dispatcher.queries import outcomes
 from dispatcher.retry import RetryPolicy
 from dispatcher.services import completer as completer_module
 from tests.db.running import (
+    OWNER,
     Settling,
     as_job,
     claim,
@@ -40,6 +41,29 @@ def test_outcome_is_in_the_row_and_counted(conn: Connection, lease: Connection, 
     assert row["finished_at"] >= row["started_at"]
     assert settling.finished("succeeded") == 1
     assert len(settling.inflight) == 0
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_number_of_an_attempt_that_a_promoted_server_has_given_out_again_is_its_new_owners(
+    conn: Connection, lease: Connection, settling: Settling, waits: bool
+) -> None:
+    """It had not received our claim, and our sessions come back one after another."""
+    id = enqueue(conn)
+    (lost,) = claim(lease)
+    conn.execute("update dispatcher.job set owner = 2 where id = %s", (id,))
+    outcomes_of_it = (
+        Outcome.succeeded(as_job(lost), None),
+        Outcome.succeeded(as_job(lost), '"late"'),
+        Outcome.retry(as_job(lost), 5.0, ERROR),
+    )
+    for outcome in outcomes_of_it:
+        late = execution(lost, outcome)
+        late.busy = not waits
+        settling.settle(late)
+    row = job(conn, id)
+    assert (row["state"], row["owner"], row["result"], row["errors"]) == ("running", 2, None, [])
+    assert settling.stale() == len(outcomes_of_it)
+    assert len(settling.inflight) == 0, "nor is it sent again and again"
 
 
 def test_late_attempt_changes_nothing_and_is_counted(conn: Connection, lease: Connection, settling: Settling) -> None:
@@ -362,7 +386,7 @@ def test_waiting_form_names_only_what_it_changed(conn: Connection, lease: Connec
     with session(dsn) as own:
         for free_only in (False, True):
             results = [Outcome.succeeded(as_job(first), None), Outcome.succeeded(as_job(second), None)]
-            done = outcomes.finish_jobs(own, results, free_only=free_only)
+            done = outcomes.finish_jobs(own, OWNER, results, free_only=free_only)
             assert set(done) == (set() if free_only else {(a, 1)})
     assert state(conn, b) == State.RUNNING
 
@@ -415,9 +439,9 @@ def test_groups_stay_small_where_results_or_errors_are_large(
     sizes: list[int] = []
     finish_jobs = outcomes.finish_jobs
 
-    def noting(conn: Connection, group: list[Outcome], *, free_only: bool) -> outcomes.Recorded:
+    def noting(conn: Connection, owner: int, group: list[Outcome], *, free_only: bool) -> outcomes.Recorded:
         sizes.append(sum(len(o.result or "") + len(o.errors or "") for o in group))
-        return finish_jobs(conn, group, free_only=free_only)
+        return finish_jobs(conn, owner, group, free_only=free_only)
 
     monkeypatch.setattr(outcomes, "finish_jobs", noting)
     ids = [enqueue(conn) for _ in range(40)]

@@ -137,7 +137,7 @@ def test_late_attempt_is_not_counted(conn: Connection, lease: Connection, settli
     id = enqueue(conn)
     (late,) = claim(lease)
     conn.execute("update dispatcher.job set state = 'pending' where id = %s", (id,))
-    (fresh,) = claim(lease, owner=2)
+    (fresh,) = claim(lease)
     settling.settle(ran(late))
     assert not settling.tally
     settling.settle(ran(fresh))
@@ -191,7 +191,7 @@ def test_retry_whose_answer_was_lost_is_counted_once_though_the_next_try_runs(
     assert settling.completer._conn is not None
     with answers_lost(settling.completer._conn, b"reschedule_jobs"):
         settling.settle(*(ran(one, Outcome.retry(as_job(one), 0.0, ERROR)) for one in others))
-    again = claim(lease, owner=2)
+    again = claim(lease)
     assert [one.attempt for one in again] == [2, 2]
     settling.completer.step()
     assert settling.stale() == 0

@@ -29,6 +29,9 @@ class Record:
         if not unless():
             self.deadline = None
 
+    def seal(self, deadline: float) -> None:
+        self.deadline = deadline
+
     def meanwhile(self) -> None:
         """What another thread does between the look and the act."""
 
@@ -130,6 +133,23 @@ def test_a_job_taken_from_the_queue_right_before_the_process_froze_stays_fenced(
     lease.conn = None
     heart.losing()
     assert deadline(heart) is not None
+
+
+@pytest.mark.parametrize("job", ["none", "executing", "just taken from the queue", "ended, not recorded"])
+def test_a_replica_that_is_to_end_by_itself_is_fenced_sooner_where_its_jobs_need_that(
+    heart: Heart, lease: SimpleNamespace, inflight: InFlight, job: str
+) -> None:
+    """Nobody can move that timer again."""
+    if job == "executing":
+        run_job(inflight)
+    if job != "none":
+        outcome = object() if job == "ended, not recorded" else None
+        inflight._all[1, 1] = cast(Any, SimpleNamespace(outcome=outcome))
+    heart.strike_in(2 * ORPHAN_AFTER_S)
+    struck = deadline(heart)
+    assert struck is not None
+    needed = job in ("executing", "just taken from the queue")
+    assert (struck < lease.trusted_from + ORPHAN_AFTER_S) is needed
 
 
 def test_a_replica_that_runs_no_job_is_not_fenced(heart: Heart, lease: SimpleNamespace) -> None:
