@@ -30,7 +30,7 @@ def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution
     stuck = [execution for execution in running if hangs(execution)]
     back = [execution for execution in running if not hangs(execution)]
     if stuck:
-        outcomes.mark_timed_out(conn, {execution.key: stuck_error(execution) for execution in stuck})
+        outcomes.mark_timed_out(conn, owner, {execution.key: stuck_error(execution) for execution in stuck})
     if final := [outcome for outcome in ended if outcome.state in FINAL]:
         outcomes.finish_jobs(conn, owner, final, free_only=True)
     if again := [outcome for outcome in ended if outcome.state not in FINAL]:

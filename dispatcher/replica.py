@@ -115,6 +115,7 @@ class Replica:
             self._runtime = JobRuntime(
                 dsn=self._dsn,
                 installation=self._installation,
+                owner=self.id,
                 registry=self._registry,
                 store=self._store,
                 max_result_bytes=s.max_result_bytes,
@@ -159,6 +160,7 @@ class Replica:
                 inflight=self.inflight,
                 attempts=attempts,
                 installation=self._installation,
+                owner=self.id,
                 trusted_from=lambda: self.heart.trusted_from,
                 ended=self._completer.put,
             ),

@@ -31,13 +31,17 @@ from dispatcher.store_source import RESULT, Source, check_name
 
 
 class JobRuntime:
-    """Implements dispatcher.context.Runtime for this process; without a `dsn`, whatever needs the database raises."""
+    """Implements dispatcher.context.Runtime for what the replica `owner` runs in this process.
+
+    Without a `dsn`, whatever needs the database raises.
+    """
 
     def __init__(
         self,
         *,
         dsn: str | None,
         installation: UUID,
+        owner: int,
         registry: Registry | None = None,
         store: Store | None = None,
         max_result_bytes: int = 1024 * 1024,
@@ -46,6 +50,7 @@ class JobRuntime:
         self._store = store
         self._dsn = dsn
         self._installation = installation
+        self._owner = owner
         self._own_client = None if dsn is None else Client(dsn, registry=registry)
         self.progress: Any = None  # set by the daemon: the completer takes it
 
@@ -89,7 +94,7 @@ class JobRuntime:
                 return self.enqueue_batch(own, job, type, payloads, callback, options)
         _require_transaction(conn)
         id = self._client.batch(type, payloads, callback=callback, conn=conn, **cast(Options, options))
-        (free,) = self._in_transaction(conn, "own_batch", {"batch": id, "id": job.id, "attempt": job.attempt})
+        (free,) = self._in_transaction(conn, "own_batch", job, {"batch": id})
         if not free:
             raise Cancel
         return id
@@ -112,8 +117,7 @@ class JobRuntime:
         if encoded is not None and len(encoded.encode()) > self.max_result_bytes:
             result_url = self.store_result(job, encoded)
             encoded = None
-        params = {"id": job.id, "attempt": job.attempt, "result": encoded, "result_url": result_url}
-        self._in_transaction(conn, "complete_job", params)
+        self._in_transaction(conn, "complete_job", job, {"result": encoded, "result_url": result_url})
 
     def completed(self, job: Job) -> bool | None:
         """See dispatcher.context.Runtime."""
@@ -147,7 +151,7 @@ class JobRuntime:
 
     def checkpoint(self, conn: Connection, job: Job, value: Any) -> None:
         """Leaves a value on the job's own connection; see Context.checkpoint."""
-        self._in_transaction(conn, "checkpoint_job", {"id": job.id, "attempt": job.attempt, "value": encode(value)})
+        self._in_transaction(conn, "checkpoint_job", job, {"value": encode(value)})
 
     @property
     def _client(self) -> Client:
@@ -155,10 +159,12 @@ class JobRuntime:
             raise DispatcherError(_NO_DSN)
         return self._own_client
 
-    def _in_transaction(self, conn: Connection, name: str, params: dict[str, Any]) -> TupleRow:
+    def _in_transaction(self, conn: Connection, name: str, job: Job, params: dict[str, Any]) -> TupleRow:
+        """Raises AttemptLost unless this attempt runs, and is this replica's."""
         _require_transaction(conn)
+        whose = {"id": job.id, "attempt": job.attempt, "owner": self._owner, "installation": self._installation}
         try:
-            row = conn.execute(statement(name), {**params, "installation": self._installation}).fetchone()
+            row = conn.execute(statement(name), whose | params).fetchone()
         except (
             psycopg.errors.UndefinedFunction,
             psycopg.errors.UndefinedTable,

@@ -49,6 +49,7 @@ class DaskPool(LoopPool):
         orphan_after_s: float,
         trusted_from: Callable[[], float | None],
         installation: UUID,
+        owner: int,
         inflight: InFlight,
         attempts: Attempts,
         ended: Callable[[Execution], None],
@@ -57,6 +58,7 @@ class DaskPool(LoopPool):
         super().__init__(name="dask", size=0, inflight=inflight, attempts=attempts, ended=ended)
         self._most = size
         self._installation = installation
+        self._replica = owner
         self._kill_after_s = kill_after_s
         self._owner = secrets.token_hex(8)
         self._executions: dict[Attempt, Execution] = {}
@@ -169,6 +171,7 @@ class DaskPool(LoopPool):
             alive_until=alive_until,
             order=Order(execution.claimed, execution.executor.source, self._attempts.timeout_s(execution)),
             installation=self._installation,
+            replica=self._replica,
             max_result_bytes=self._attempts.max_result_bytes,
             log_level=logging.getLogger().level,
             kill_after_s=self._kill_after_s,

@@ -31,7 +31,7 @@ MAX_NEWS = 10_000  # what an owner that asks no more would have been told
 
 _nonce = secrets.token_hex(8)  # of this process: an address may be used again by another
 _lock = threading.Lock()
-_warm: deque[tuple[UUID, WorkerProcess]] = deque()
+_warm: deque[tuple[tuple[UUID, int], WorkerProcess]] = deque()
 _runs: dict[tuple[str, Attempt], Run] = {}
 _alive_until: dict[str, float] = {}  # by owner, in boottime() seconds of this machine
 _closed: dict[tuple[str, Attempt], None] = {}  # what may not begin: it has ended, or is revoked; the latest last
@@ -47,6 +47,7 @@ class Task:
     alive_until: float
     order: Order
     installation: UUID
+    replica: int
     max_result_bytes: int
     log_level: int
     kill_after_s: float
@@ -160,7 +161,7 @@ def guard(task: Task) -> Ended:
         ended.news.extend(_leave(run, again=again))
         if not worker.worn:
             worker.arm(boottime() + IDLE_S)
-            _warm.append((task.installation, worker))
+            _warm.append((_whose(task), worker))
         if not again:
             return ended
 
@@ -213,13 +214,17 @@ def _close(owner: str, key: Attempt) -> None:
 def _take(task: Task) -> WorkerProcess:
     while _warm:
         try:
-            installation, worker = _warm.pop()
+            whose, worker = _warm.pop()
         except IndexError:
             break
-        if not worker.dead and installation == task.installation:
+        if not worker.dead and whose == _whose(task):
             return worker
         worker.close()
     return WorkerProcess(_setup(task))
+
+
+def _whose(task: Task) -> tuple[UUID, int]:
+    return task.installation, task.replica
 
 
 def _setup(task: Task) -> Setup:
@@ -230,6 +235,7 @@ def _setup(task: Task) -> Setup:
         sources=[],
         dsn=settings.dsn.get_secret_value() if known else None,
         installation=task.installation,
+        owner=task.replica,
         result_store=settings.result_store,
         max_result_bytes=task.max_result_bytes,
         log_level=task.log_level,

@@ -38,6 +38,7 @@ def make_pools(
     inflight: InFlight,
     attempts: Attempts,
     installation: UUID,
+    owner: int,
     trusted_from: Callable[[], float | None],
     ended: Callable[[Execution], None],
 ) -> Iterator[Pool]:
@@ -59,6 +60,7 @@ def make_pools(
             sources=[spec.source for spec in registry if spec.pool == "process"],
             dsn=settings.dsn.get_secret_value(),
             installation=installation,
+            owner=owner,
             result_store=settings.result_store,
             max_result_bytes=settings.max_result_bytes,
             log_level=logging.getLogger().level,
@@ -73,6 +75,7 @@ def make_pools(
             orphan_after_s=settings.orphan_after.total_seconds(),
             trusted_from=trusted_from,
             installation=installation,
+            owner=owner,
             inflight=inflight,
             attempts=attempts,
             ended=ended,

@@ -22,6 +22,8 @@ class Setup:
     dsn: str | None
     """None: jobs have no database."""
     installation: UUID
+    owner: int
+    """The replica whose jobs they are."""
     result_store: str
     max_result_bytes: int
     log_level: int

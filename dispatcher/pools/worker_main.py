@@ -151,6 +151,7 @@ class Worker:
         self._runtime = JobRuntime(
             dsn=setup.dsn,
             installation=setup.installation,
+            owner=setup.owner,
             store=store,
             max_result_bytes=setup.max_result_bytes,
         )

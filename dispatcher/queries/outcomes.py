@@ -88,11 +88,12 @@ def list_still_running(conn: Connection, owner: int, attempts: Sequence[Attempt]
     return set(rows.fetchall())
 
 
-def list_recorded(conn: Connection, outcomes: Sequence[Outcome]) -> set[Attempt]:
+def list_recorded(conn: Connection, owner: int, outcomes: Sequence[Outcome]) -> set[Attempt]:
     """Of the attempts whose answer was lost, those that were recorded as they were to be."""
     rows = conn.execute(
         statement("list_recorded"),
         {
+            "owner": owner,
             "ids": array([o.job_id for o in outcomes]),
             "attempts": array([o.attempt for o in outcomes]),
             "states": array([o.state for o in outcomes]),
@@ -108,11 +109,12 @@ def drop_claims(conn: Connection, claims: Sequence[int], *, doubted: Collection[
     return {claim for (claim,) in conn.execute(statement("drop_claims"), params)}
 
 
-def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | None]]) -> set[Attempt]:
+def write_progress(conn: Connection, owner: int, progress: dict[Attempt, tuple[float, str | None]]) -> set[Attempt]:
     """The latest progress of running attempts; those whose rows took it."""
     rows = conn.execute(
         statement("write_progress"),
         {
+            "owner": owner,
             "ids": [id for id, _ in progress],
             "attempts": [attempt for _, attempt in progress],
             "percents": [percent for percent, _ in progress.values()],
@@ -122,11 +124,12 @@ def write_progress(conn: Connection, progress: dict[Attempt, tuple[float, str | 
     return set(rows.fetchall())
 
 
-def mark_timed_out(conn: Connection, errors: dict[Attempt, str]) -> set[Attempt]:
+def mark_timed_out(conn: Connection, owner: int, errors: dict[Attempt, str]) -> set[Attempt]:
     """Shows that these attempts are past their timeout while their threads are not back; those whose rows took it."""
     rows = conn.execute(
         statement("mark_timed_out"),
         {
+            "owner": owner,
             "ids": array([id for id, _ in errors]),
             "attempts": array([attempt for _, attempt in errors]),
             "errors": _json_array(list(errors.values())),

@@ -215,7 +215,7 @@ class Completer:
             execution.busy = execution.key in busy
         self._again += [execution for execution in missed if execution.busy]
         if unanswered := [_outcome(execution) for execution in missed if execution.resent and not execution.busy]:
-            done |= dict.fromkeys(statements.list_recorded(conn, unanswered), True)
+            done |= dict.fromkeys(statements.list_recorded(conn, self._owner, unanswered), True)
         answered = group if not busy else [execution for execution in group if execution.key not in busy]
         self._count(answered, done)
         self._inflight.remove(answered)
@@ -327,7 +327,7 @@ class Completer:
 
     def _mark_timed_out(self, conn: Connection, errors: dict[tuple[int, int], str]) -> None:
         """Where a row is locked it waits for the next time: who rescues the job goes by this mark."""
-        missed = errors.keys() - statements.mark_timed_out(conn, errors)
+        missed = errors.keys() - statements.mark_timed_out(conn, self._owner, errors)
         if missed and (locked := statements.list_still_running(conn, self._owner, list(missed))):
             with self._notes_lock:
                 self._timed_out = {key: errors[key] for key in locked} | self._timed_out
@@ -338,7 +338,7 @@ class Completer:
         What the database refuses is dropped: nothing that a job says may hold up the outcomes.
         """
         try:
-            missed = progress.keys() - statements.write_progress(conn, progress)
+            missed = progress.keys() - statements.write_progress(conn, self._owner, progress)
         except REFUSED as exc:
             if len(progress) > 1:
                 for key, said in progress.items():

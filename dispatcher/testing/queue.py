@@ -59,6 +59,7 @@ class Queue:
         runtime = JobRuntime(
             dsn=dsn,
             installation=row[0],
+            owner=OWNER,
             registry=self.registry,
             store=open_store(result_store, row[0]) if result_store else None,
             max_result_bytes=max_result_bytes,

@@ -13,6 +13,19 @@ begin
     end if;
 end $$;
 
+-- True where an attempt is an owner's; raises otherwise, as where it is no longer the running one. A server that was promoted without
+-- knowing of a claim gives its number out again, to another.
+create function dispatcher.is_owned(id bigint, attempt integer, owner bigint) returns boolean
+language plpgsql as $$
+#variable_conflict use_column
+begin
+    if not exists (select from dispatcher.job
+                   where id = is_owned.id and attempt = is_owned.attempt and owner = is_owned.owner) then
+        perform dispatcher.check_still_running(id, attempt, null);
+    end if;
+    return true;
+end $$;
+
 -- A job's errors with those of one of its attempts. What was noted of that attempt while it ran, past its timeout, gives way: its
 -- end tells it again.
 create function dispatcher.add_errors(errors jsonb, attempt integer, added jsonb) returns jsonb
@@ -25,5 +38,5 @@ stable language sql set search_path = pg_catalog, pg_temp as $$
                      from jsonb_array_elements(add_errors.added) with ordinality after (entry, place)), '[]')
 $$;
 
-revoke all on function dispatcher.complete(bigint, integer, jsonb, text), dispatcher.add_errors(jsonb, integer, jsonb)
-from public;
+revoke all on function dispatcher.complete(bigint, integer, jsonb, text), dispatcher.is_owned(bigint, integer, bigint),
+    dispatcher.add_errors(jsonb, integer, jsonb) from public;

@@ -1,3 +1,3 @@
--- checkpoint_job: raises unless this attempt is the running one; no row where this is another installation's database.
+-- checkpoint_job: raises unless this attempt is the running one, and this owner's; no row where this is another installation's database.
 select dispatcher.checkpoint(%(id)s, %(attempt)s, %(value)s::jsonb) is not null as done
-from dispatcher.installation i where i.id = %(installation)s
+from dispatcher.installation i where i.id = %(installation)s and dispatcher.is_owned(%(id)s, %(attempt)s, %(owner)s)

@@ -5,7 +5,7 @@ with o as materialized (
     ) as o (id, attempt, errors)
 ), free as materialized (
     select o.* from o join dispatcher.job j on j.id = any(array[o.id])
-    where j.attempt = o.attempt and j.state = 'running' for no key update of j skip locked
+    where j.attempt = o.attempt and j.owner = %(owner)s and j.state = 'running' for no key update of j skip locked
 )
 update dispatcher.job j set timed_out = true, errors = dispatcher.add_errors(j.errors, j.attempt, o.errors)
 from free o where j.id = any(array[o.id])

@@ -20,7 +20,7 @@ from dispatcher.operations import CHUNK
 from dispatcher.runtime import JobRuntime
 from tests.db.front_door import count, publish
 from tests.db.linking import Linking, children, counts
-from tests.db.running import as_job, value
+from tests.db.running import OWNER, as_job, value
 
 Run = Callable[..., Result]
 
@@ -165,7 +165,7 @@ def test_executor_reads_what_its_predecessors_returned(
         linking.end(one, State.FAILED if one.id == bad else State.SUCCEEDED, {"n": one.id})
     linking.link()
     claimed = linking.claim("any")[id]
-    runtime = JobRuntime(dsn=dsn, installation=value(conn, "select id from dispatcher.installation"))
+    runtime = JobRuntime(dsn=dsn, installation=value(conn, "select id from dispatcher.installation"), owner=OWNER)
     ctx = Context(as_job(claimed), timeout_s=None, runtime=runtime)
     assert ctx.results() == {good: {"n": good}, batch: client.result(batch)}
     assert [job.state for job in ctx.predecessors()] == [State.SUCCEEDED, State.FAILED, State.SUCCEEDED]

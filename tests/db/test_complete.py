@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -15,7 +15,7 @@ from dispatcher.errors import AttemptLost, UnsafeTransaction
 from dispatcher.executor import Registry
 from dispatcher.runtime import JobRuntime
 from tests import servers
-from tests.db.running import as_job, claim, enqueue, job, publish, session, state, value
+from tests.db.running import OWNER, as_job, claim, enqueue, job, publish, session, state, value
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def ctx(dsn: str, conn: Connection) -> Iterator[Context]:
     with session(dsn) as lease:
         (claimed,) = claim(lease)
     installation = value(conn, "select id from dispatcher.installation")
-    runtime = JobRuntime(dsn=dsn, installation=installation, registry=Registry())
+    runtime = JobRuntime(dsn=dsn, installation=installation, owner=OWNER, registry=Registry())
     yield Context(as_job(claimed), timeout_s=60.0, runtime=runtime)
     runtime.close()
 
@@ -45,6 +45,28 @@ def test_effect_and_outcome_commit_together(conn: Connection, ctx: Context) -> N
     row = job(conn, ctx.job.id)
     assert (row["state"], row["result"], effects(conn)) == ("succeeded", {"rows": 1}, 1)
     assert ctx.completed
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda ctx, own: ctx.complete(own),
+        lambda ctx, own: ctx.checkpoint(own, {"line": 1}),
+        lambda ctx, own: ctx.enqueue_batch("quick", [{}], conn=own),
+    ],
+    ids=["complete", "checkpoint", "batch"],
+)
+def test_an_attempt_whose_number_a_promoted_server_gave_out_again_is_not_ours(
+    conn: Connection, ctx: Context, write: Callable[[Context, Connection], None]
+) -> None:
+    """It had not received our claim: the same job runs as the same attempt at another replica."""
+    conn.execute("update dispatcher.job set owner = 2 where id = %s", (ctx.job.id,))
+    before = job(conn, ctx.job.id)
+    with ctx.connect() as own:
+        own.execute("insert into effect values (1)")
+        with pytest.raises(AttemptLost, match="no longer the running one"):
+            write(ctx, own)
+    assert (job(conn, ctx.job.id), effects(conn)) == (before, 0)
 
 
 def test_completion_without_a_result_has_none(conn: Connection, ctx: Context) -> None:

@@ -25,7 +25,7 @@ from dispatcher.services.rescuer import Rescuer
 from dispatcher.testing import Queue
 from dispatcher.testing.inline import declared
 from tests.db.contenders import Clock, register
-from tests.db.running import session, value
+from tests.db.running import OWNER, session, value
 
 Calls = list[tuple[str, Any]]
 
@@ -151,7 +151,9 @@ class Crashing:
         self.hook_errors: list[str] = []
         target = hooked(lambda job, ctx: None, self.calls, max_attempts=max_attempts, payload=Payload)
         registry = Registry([declared(target)])
-        self.runtime = JobRuntime(dsn=dsn, installation=value(conn, "select id from dispatcher.installation"))
+        self.runtime = JobRuntime(
+            dsn=dsn, installation=value(conn, "select id from dispatcher.installation"), owner=OWNER
+        )
         self.aftermath = Aftermath(runtime=self.runtime, registry=registry, hook_failed=self.hook_errors.append)
         self.clock = Clock()
         self.rescuer = Rescuer(

@@ -15,7 +15,7 @@ from dispatcher.client import Client
 from dispatcher.context import Context
 from dispatcher.db import Connection
 from dispatcher.embedded import EmbeddedPostgres
-from dispatcher.executor import Executor, Registry
+from dispatcher.executor import Executor
 from dispatcher.outcome import Outcome
 from dispatcher.runtime import JobRuntime
 from dispatcher.services.dispatch import MAX_CLAIM, MAX_CLAIM_CHARS
@@ -169,7 +169,7 @@ def test_a_job_completes_with_a_euro_whatever_the_encoding(conn: Connection, lat
     with session(latin1_dsn) as lease:
         (claimed,) = claim(lease)
     runtime = JobRuntime(
-        dsn=latin1_dsn, installation=value(conn, "select id from dispatcher.installation"), registry=Registry()
+        dsn=latin1_dsn, installation=value(conn, "select id from dispatcher.installation"), owner=OWNER
     )
     ctx = Context(as_job(claimed), timeout_s=60.0, runtime=runtime)
     with ctx.connect() as own:

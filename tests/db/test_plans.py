@@ -44,6 +44,8 @@ EXPECTED = {
     "reschedule_jobs": {"job_pkey"},
     "release_jobs": {"job_pkey"},
     "list_still_running": {"job_pkey"},
+    "list_disowned": {"job_pkey"},
+    "postpone_jobs": {"job_pkey"},
     "list_recorded": {"job_pkey"},
     "list_canceled": {"job_pkey"},
     "write_progress": {"job_pkey"},
@@ -65,6 +67,7 @@ EXPECTED = {
     "drop_claims": {"job_pkey"},
     "remove_replica": {"job_pkey"},
     "note_leader": set(),
+    "set_leaving": set(),
 }
 
 
@@ -406,6 +409,17 @@ def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
             took.append(time.monotonic() - began)
         assert len(lanes) == 4
         assert min(took) < 0.3
+
+
+def test_what_follows_a_job_is_found_by_index_whenever_the_function_was_planned(plans: Plans, database: str) -> None:
+    """Pages touched: the pruner asks of each job that it removes, after many it has a plan for any."""
+    with session(database) as daemon:
+        for id in range(1000, 1010):
+            look = b"explain (analyze, buffers, format json) select dispatcher.is_awaited(%s)"
+            row = daemon.execute(look, [id]).fetchone()
+            assert row is not None
+            top = row[0][0]["Plan"]
+            assert id == 1000 or top["Shared Hit Blocks"] + top["Shared Read Blocks"] < 20
 
 
 def test_reader_s_own_session_finds_a_job_by_its_key(plans: Plans, database: str) -> None:

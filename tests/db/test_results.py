@@ -205,7 +205,7 @@ def running(dsn: str, conn: Connection, tmp_path: Path) -> Iterator[tuple[Contex
         (claimed,) = claim(lease)
     installation = value(conn, "select id from dispatcher.installation")
     store = open_store(str(tmp_path), installation)
-    runtime = JobRuntime(dsn=dsn, installation=installation, store=store, max_result_bytes=LIMIT)
+    runtime = JobRuntime(dsn=dsn, installation=installation, owner=OWNER, store=store, max_result_bytes=LIMIT)
     yield Context(as_job(claimed), timeout_s=60.0, runtime=runtime), store
     runtime.close()
 

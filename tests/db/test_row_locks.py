@@ -46,7 +46,7 @@ def finish(conn: Connection, outcome: Outcome, *, free_only: bool = False) -> ob
 
 
 def show_timed_out(conn: Connection, claimed: Claimed) -> object:
-    outcomes.mark_timed_out(conn, {(claimed.id, claimed.attempt): '[{"kind": "timeout", "message": "late"}]'})
+    outcomes.mark_timed_out(conn, OWNER, {(claimed.id, claimed.attempt): '[{"kind": "timeout", "message": "late"}]'})
     return job(conn, claimed.id)["timed_out"]
 
 
@@ -60,7 +60,7 @@ WRITES: dict[str, Callable[[Connection, Claimed], object]] = {
     "retry": lambda conn, c: outcomes.reschedule_jobs(conn, OWNER, [Outcome.retry(as_job(c), 5.0, ERROR)]),
     "return": lambda conn, c: claims.release_jobs(conn, OWNER, [(c.id, c.attempt)]),
     "rescue": write_orphans,
-    "progress": lambda conn, c: outcomes.write_progress(conn, {(c.id, c.attempt): (50.0, None)}),
+    "progress": lambda conn, c: outcomes.write_progress(conn, OWNER, {(c.id, c.attempt): (50.0, None)}),
     "time-out": show_timed_out,
 }
 
@@ -130,7 +130,7 @@ def test_completion_in_an_open_transaction_holds_up_neither_siblings_nor_their_b
     behind = enqueue(conn, after=first.id)
     linking.link()
     with session(dsn) as other, psycopg.connect(dsn) as own:
-        own.execute("select dispatcher.complete(%s, %s, null::jsonb, null::text)", (first.id, first.attempt))
+        own.execute("select dispatcher.complete(%s, %s)", (first.id, first.attempt))
         other.execute("set lock_timeout = '2s'")
         for each in rest:
             linking.end(each)

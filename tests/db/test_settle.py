@@ -56,12 +56,15 @@ def test_the_number_of_an_attempt_that_a_promoted_server_has_given_out_again_is_
         Outcome.succeeded(as_job(lost), '"late"'),
         Outcome.retry(as_job(lost), 5.0, ERROR),
     )
+    settling.completer.report_progress(id, lost.attempt, 50.0, "half")
+    settling.completer.note_timed_out(execution(lost))
     for outcome in outcomes_of_it:
         late = execution(lost, outcome)
         late.busy = not waits
         settling.settle(late)
     row = job(conn, id)
     assert (row["state"], row["owner"], row["result"], row["errors"]) == ("running", 2, None, [])
+    assert (row["progress"], row["timed_out"]) == (0, False)
     assert settling.stale() == len(outcomes_of_it)
     assert len(settling.inflight) == 0, "nor is it sent again and again"
 
@@ -327,7 +330,7 @@ def test_progress_of_a_late_attempt_is_not_shown(conn: Connection, lease: Connec
     id = enqueue(conn)
     claim(lease)
     conn.execute("update dispatcher.job set state = 'pending' where id = %s", (id,))
-    claim(lease, owner=2)
+    claim(lease)
     settling.completer.report_progress(id, 1, 77.0, "late")
     settling.completer.report_progress(id, 2, 7.0, "fresh")
     settling.completer.step()

@@ -38,6 +38,7 @@ def pooling(cluster: Cluster) -> Iterator[Pooling]:
             orphan_after_s=4.0,
             trusted_from=boottime,
             installation=UUID(int=0),
+            owner=1,
             kill_after_s=0.2,
             **parts,
         )

@@ -36,6 +36,7 @@ def pooling(cluster: Cluster) -> Iterator[Pooling]:
             orphan_after_s=20.0,
             trusted_from=boottime,
             installation=UUID(int=0),
+            owner=1,
             kill_after_s=0.5,
             **parts,
         )
@@ -58,6 +59,7 @@ def test_an_address_that_cannot_be_used_is_told_and_tried_again(caplog: pytest.L
             orphan_after_s=20.0,
             trusted_from=boottime,
             installation=UUID(int=0),
+            owner=1,
             **parts,
         )
     )

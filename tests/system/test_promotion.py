@@ -194,7 +194,7 @@ def test_what_asks_for_the_primary_of_several_servers_passes_a_standby_by(pair: 
     dsn = pair.dsn(postgres_dsn, standby_first=True).replace("target_session_attrs=read-write", "")
     pair.until_streaming()
     assert not migrate.migrate(dsn)
-    runtime = JobRuntime(dsn=dsn, installation=UUID(int=0))
+    runtime = JobRuntime(dsn=dsn, installation=UUID(int=0), owner=1)
     for conn in (runtime.connect(), connect(dsn)):
         with conn:
             assert conn.execute("select pg_is_in_recovery()").fetchone() == (False,)

@@ -20,7 +20,7 @@ class Noted(JobRuntime):
     """The daemon's runtime with its notes kept here."""
 
     def __init__(self) -> None:
-        super().__init__(dsn="", installation=None)  # type: ignore[arg-type]
+        super().__init__(dsn="", installation=None, owner=1)  # type: ignore[arg-type]
         self.notes: list[tuple[int, int, float, str | None]] = []
         self.progress = lambda *note: self.notes.append(note)
 

@@ -40,6 +40,7 @@ def task(executor: Any, /, *, owner: str = "me", life_s: float = 60.0, **payload
         alive_until=boottime() + life_s,
         order=Order(execution.claimed, execution.executor.source, 60.0),
         installation=UUID(int=0),
+        replica=1,
         max_result_bytes=2**20,
         log_level=logging.INFO,
         kill_after_s=0.2,

@@ -41,7 +41,7 @@ class Pool:
             threads=threads,
             inflight=self.inflight,
             attempts=Attempts(
-                runtime=JobRuntime(dsn="", installation=None),  # type: ignore[arg-type]
+                runtime=JobRuntime(dsn="", installation=None, owner=1),  # type: ignore[arg-type]
                 job_timeout_s=job_timeout_s,
                 clock=clock,
             ),

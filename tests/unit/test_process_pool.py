@@ -30,6 +30,7 @@ SETUP = Setup(
     sources=["tests.far_jobs.echo"],
     dsn="",
     installation=UUID(int=0),
+    owner=1,
     result_store="",
     max_result_bytes=2**20,
     log_level=logging.INFO,
