@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dispatcher.db import Connection
 from dispatcher.inflight import Execution
 from dispatcher.job import FINAL, CancelReason
+from dispatcher.notes import stuck_error
 from dispatcher.queries import outcomes
-from dispatcher.services.completer import stuck_error
 
 RETURN_AFTER_S = 3.0  # those jobs are not claimed anew before this, well after the exit
 

@@ -21,7 +21,8 @@ from dispatcher.db import Connection, first_line, patiently
 from dispatcher.inflight import Execution, InFlight
 from dispatcher.job import FINAL, Job, State
 from dispatcher.metrics import Metrics
-from dispatcher.outcome import STUCK, JobError, Outcome
+from dispatcher.notes import REFUSED, Notes
+from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import outcomes as statements
 from dispatcher.tally import RETRIED, Tally, Tries
 from dispatcher.trouble import Trouble, undone
@@ -33,11 +34,6 @@ DROP_CLAIMS = 100
 DROP_AGAIN_S = 1.0  # those that could not be dropped are not tried again before this
 MAX_GROUP_CHARS = 8_000_000  # of results and errors: a group must be written well within statement_timeout
 BUSY_PAUSE_S = 0.1
-PROGRESS_EVERY_S = 0.2
-
-
-REFUSED = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
-"""What PostgreSQL says of a value that it cannot store."""
 
 
 class Completer:
@@ -72,10 +68,7 @@ class Completer:
         self._clock = clock
         self._queue: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
         self._again: list[Execution] = []
-        self._progress: dict[tuple[int, int], tuple[float, str | None]] = {}
-        self._timed_out: dict[tuple[int, int], str] = {}  # and the error that says so, as JSON
-        self._notes_lock = threading.Lock()
-        self._notes_due = 0.0
+        self._notes = Notes(owner=owner, clock=clock)
         self._drop_due = 0.0
         self._conn: Connection | None = None
 
@@ -95,18 +88,14 @@ class Completer:
 
     def report_progress(self, job_id: int, attempt: int, percent: float, message: str | None) -> None:
         """The latest progress wins; written in groups. Any thread."""
-        with self._notes_lock:
-            first = not self._progress
-            self._progress[job_id, attempt] = (percent, message)
-        if first:
+        if self._notes.report_progress(job_id, attempt, percent, message):
             self._queue.put(None)
 
     def note_timed_out(self, execution: Execution) -> None:
         """Shows in the row that the time of an attempt is over while its thread is not back, and where that is. Any
         thread.
         """
-        with self._notes_lock:
-            self._timed_out[execution.key] = stuck_error(execution)
+        self._notes.note_timed_out(execution)
         self._queue.put(None)
 
     def wake(self) -> None:
@@ -116,7 +105,7 @@ class Completer:
     def step(self) -> None:
         """Waits for outcomes, at most about a second, and settles a group."""
         group = self._collect()
-        if not (group or self._progress or self._timed_out or self._inflight.empty_claims):
+        if not (group or self._notes or self._inflight.empty_claims):
             self._trouble.over()  # whatever it was, nothing waits for it
             return
         if self._conn is None:
@@ -125,7 +114,8 @@ class Completer:
                 self._again = group + self._again
                 return
         try:
-            self._write_notes(self._conn, group)
+            if self._notes and (noted := self._notes.write(self._conn, [execution.key for execution in group])):
+                self._changed(self._conn, noted)
             began = self._clock()
             if group:
                 self._settle(self._conn, group)
@@ -189,8 +179,8 @@ class Completer:
     def _patience(self) -> float:
         if self._again:
             return BUSY_PAUSE_S
-        if self._progress or self._timed_out:
-            return max(0.0, min(1.0, self._notes_due - self._clock()))
+        if self._notes:
+            return min(1.0, self._notes.due_in_s)
         if self._inflight.empty_claims:
             return max(0.01, min(1.0, self._drop_due - self._clock()))
         return 1.0
@@ -299,62 +289,6 @@ class Completer:
                 "an outcome came too late and changed nothing",
                 extra={"job_id": execution.claimed.id, "attempt": execution.claimed.attempt},
             )
-
-    def _write_notes(self, conn: Connection, ending: list[Execution]) -> None:
-        if not (self._progress or self._timed_out):
-            return
-        # A job's last word must be in its row before the outcome is: afterwards the row is no longer running.
-        if self._clock() < self._notes_due and not any(execution.key in self._progress for execution in ending):
-            return
-        self._notes_due = self._clock() + PROGRESS_EVERY_S
-        with self._notes_lock:
-            progress, self._progress = self._progress, {}
-            timed_out, self._timed_out = self._timed_out, {}
-        try:
-            if progress:
-                self._write_progress(conn, progress)
-            if timed_out:
-                self._mark_timed_out(conn, timed_out)
-        except psycopg.Error as exc:
-            with self._notes_lock:  # to be written later, unless there is newer progress
-                self._progress = progress | self._progress
-                self._timed_out = timed_out | self._timed_out
-            if not isinstance(exc, psycopg.errors.LockNotAvailable):  # somebody's lock on the whole table is no loss
-                raise
-        else:
-            if progress:
-                self._changed(conn, (id for id, _attempt in progress))
-
-    def _mark_timed_out(self, conn: Connection, errors: dict[tuple[int, int], str]) -> None:
-        """Where a row is locked it waits for the next time: who rescues the job goes by this mark."""
-        missed = errors.keys() - statements.mark_timed_out(conn, self._owner, errors)
-        if missed and (locked := statements.list_still_running(conn, self._owner, list(missed))):
-            with self._notes_lock:
-                self._timed_out = {key: errors[key] for key in locked} | self._timed_out
-
-    def _write_progress(self, conn: Connection, progress: dict[tuple[int, int], tuple[float, str | None]]) -> None:
-        """Where a row is locked it waits for the next time, unless there is newer progress by then.
-
-        What the database refuses is dropped: nothing that a job says may hold up the outcomes.
-        """
-        try:
-            missed = progress.keys() - statements.write_progress(conn, self._owner, progress)
-        except REFUSED as exc:
-            if len(progress) > 1:
-                for key, said in progress.items():
-                    self._write_progress(conn, {key: said})
-                return
-            ((job_id, _attempt),) = progress
-            log.warning("progress cannot be written: %s", first_line(exc), extra={"job_id": job_id})
-            return
-        if missed and (locked := statements.list_still_running(conn, self._owner, list(missed))):
-            with self._notes_lock:
-                self._progress = {key: progress[key] for key in locked} | self._progress
-
-
-def stuck_error(execution: Execution) -> str:
-    """What a row says of an attempt that is past its timeout and not back, as JSON."""
-    return JobError("timeout", STUCK, execution.stack).as_json_array()
 
 
 def _outcome(execution: Execution) -> Outcome:

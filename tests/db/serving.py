@@ -45,7 +45,7 @@ class Served:
 
     @property
     def subscribers(self) -> int:
-        """How many wait for what becomes of a job. The server's thread goes on meanwhile, so that a copy is looked at."""
+        """How many wait for what becomes of a job, while the server's own thread goes on."""
         return sum(len(group) for group in list(self.app.state.api.hub._subscribers.values()))
 
     def token(self, *, tenant: str | None = None, role: str = "write", expires: float | None = None) -> str:

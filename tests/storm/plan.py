@@ -66,7 +66,7 @@ KINDS = (
     Kind("network_mute", 2, (0.3, 1.5 * ORPHAN_AFTER_S), excludes="network"),
     Kind("network_half_open", 3, excludes="network"),
     Kind("network_slow", 2, (2.0, 6.0), excludes="network"),
-    Kind("backend_stopped", 2, (0.5, 3 * LEASE_S), place=False),
+    Kind("backend_stopped", 2, (0.5, 3 * LEASE_S), place=False, excludes="server"),  # a server does not start beside it
     Kind("connections_exhausted", 2, (1.0, 5.0), place=False, excludes="server"),
     Kind("clock_stepped", 2, (2.0, 10.0), excludes="clock"),
     Kind("rows_locked", 3, (0.5, 4.0), place=False),

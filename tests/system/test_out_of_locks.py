@@ -31,6 +31,7 @@ def no_room_for_locks(dsn: str) -> Iterator[psycopg.Connection]:
             with contextlib.suppress(psycopg.errors.OutOfMemory):
                 hog.execute("select pg_advisory_lock(77, %s * 10000 + n) from generate_series(1, 10000) n", [n])
         yield hog
+        hog.execute("select pg_advisory_unlock_all()")  # its session is gone only some time after it is closed
 
 
 def until_refused(fleet: Fleet) -> list[int]:
