@@ -13,7 +13,7 @@ from tests.bench.__main__ import main, play, summarize
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Size
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.any_version]
 
 TINY = Size(
     jobs=300,
@@ -29,6 +29,9 @@ TINY = Size(
     finished=(100,),
     types=5,
     tenants=7,
+    spins=2,
+    steps=100_000,
+    quick=100,
     workers=1,
     places=2,
     load_s=0.5,

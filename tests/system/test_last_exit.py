@@ -14,7 +14,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from tests.proxy import TcpProxy
 from tests.system.replicas import Fleet, overlaps, until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.any_version]
 
 
 def start_program(fleet: Fleet) -> tuple[int, int, int]:

@@ -30,6 +30,9 @@ class Size:
     finished: tuple[int, ...] = (1_000_000, 10_000_000)
     types: int = 1_000
     tenants: int = 10_000
+    spins: int = 16  # jobs that compute
+    steps: int = 10_000_000  # of each: a third of a second or so
+    quick: int = 5_000  # jobs that do nothing, in a pool
     workers: int = 4  # of a Dask cluster
     places: int = 100  # on all of them
     load_s: float = 60.0

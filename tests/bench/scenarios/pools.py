@@ -14,9 +14,6 @@ from tests.bench.scenarios.marking import mark, starts, wait_for
 from tests.bench.scenarios.measures import Measures, Size, percentile
 from tests.bench.stage import Stage, stage
 
-STEPS = 10_000_000  # of a job that computes: a third of a second or so
-SPINS = 16
-QUICK = 5_000
 FLUSHES = 100
 EXECUTORS = f"{jobs.__name__},{pool_jobs.__name__}"
 
@@ -30,8 +27,8 @@ def pools(dsn: str, size: Size) -> Measures:
         mark(own, -1)
         wait_for(own, -1)
         _drain(own, pool_jobs.NOOP, 100)  # the workers are warm
-        threads_s = _drain(own, pool_jobs.THREAD, SPINS, steps=STEPS)
-        processes_s = _drain(own, pool_jobs.PROCESS, SPINS, steps=STEPS)
+        threads_s = _drain(own, pool_jobs.THREAD, size.spins, steps=size.steps)
+        processes_s = _drain(own, pool_jobs.PROCESS, size.spins, steps=size.steps)
         idle, flush_ms = _pickups(own, size, first=0), _flush_ms()
         beside, flush_beside_ms = _beside(own, pool_jobs.PROCESS, size, first=size.pickups)
         beside_threads, _ = _beside(own, pool_jobs.THREAD, size, first=2 * size.pickups)
@@ -39,8 +36,8 @@ def pools(dsn: str, size: Size) -> Measures:
             "threads": (threads_s, "s"),
             "processes": (processes_s, "s"),
             "speedup": (threads_s / processes_s, ""),
-            "noop_process": (QUICK / _drain(own, pool_jobs.NOOP, QUICK), "jobs/s"),
-            "noop_async": (QUICK / _drain(own, pool_jobs.ASYNC, QUICK), "jobs/s"),
+            "noop_process": (size.quick / _drain(own, pool_jobs.NOOP, size.quick), "jobs/s"),
+            "noop_async": (size.quick / _drain(own, pool_jobs.ASYNC, size.quick), "jobs/s"),
         }
         for name, times in (("idle", idle), ("beside_processes", beside), ("beside_threads", beside_threads)):
             measures[f"pickup_{name}_p50"] = (statistics.median(times), "ms")
@@ -76,7 +73,7 @@ def _drain(own: Stage, type: str, count: int, **payload: int) -> float:
 
 def _beside(own: Stage, type: str, size: Size, *, first: int) -> tuple[list[float], float]:
     """Pickups while jobs of a type compute without a break, and what the disk takes then."""
-    ids = own.client.enqueue_many(type, ({"steps": STEPS} for _ in range(200)))
+    ids = own.client.enqueue_many(type, ({"steps": size.steps} for _ in range(200)))
     own.until("the computing", lambda: own.client.get(ids[0]).started_at)
     times, flush_ms = _pickups(own, size, first=first), _flush_ms()
     for id in ids:
