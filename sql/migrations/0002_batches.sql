@@ -588,6 +588,12 @@ exception when sqlstate 'DJ001' or sqlstate 'DJ002' or sqlstate 'DJ003' or sqlst
     raise exception using errcode = sqlstate, message = 'callback: ' || sqlerrm;
 end $$;
 
+-- Whether a job may still run in a replica that postponed it as it ended: it has an owner until it is due.
+create function dispatcher.may_still_run(state text, owner integer, run_at timestamptz) returns boolean
+stable language sql as $$
+    select state = 'scheduled' and owner is not null and run_at > now()
+$$;
+
 -- Cancels what is open of a batch: what waits at once; what runs is asked to stop. Looks again until all is: a job may come
 -- from one state to another between two looks.
 create function dispatcher.cancel_children(batch_id bigint) returns void
@@ -597,7 +603,8 @@ declare
 begin
     loop
         update dispatcher.job j set state = 'canceled', finished_at = now()
-        where j.parent_id = batch_id and j.listed in ('pending', 'scheduled');
+        where j.parent_id = batch_id and j.listed in ('pending', 'scheduled')
+          and not dispatcher.may_still_run(j.state, j.owner, j.run_at);
         update dispatcher.job j set state = 'canceled', finished_at = now()
         where j.parent_id = batch_id and j.listed is null and j.state = 'blocked';
         for job_owner in
@@ -609,10 +616,13 @@ begin
         loop
             perform pg_notify('dispatcher_replica_' || job_owner, 'cancel');
         end loop;
+        update dispatcher.job j set cancel_requested = true  -- the stager cancels it
+        where j.parent_id = batch_id and j.listed = 'scheduled' and not j.cancel_requested
+          and dispatcher.may_still_run(j.state, j.owner, j.run_at);
         exit when not exists (
             select from dispatcher.job j
             where j.parent_id = batch_id and (j.listed is null or j.listed <> 'troubled')
-              and (j.state in ('pending', 'scheduled', 'blocked') or (j.state = 'running' and not j.cancel_requested)));
+              and (j.state in ('pending', 'scheduled', 'blocked') or j.state = 'running') and not j.cancel_requested);
     end loop;
 end $$;
 
@@ -631,11 +641,12 @@ begin
     end if;
     loop
         update dispatcher.job set state = 'canceled', finished_at = now()
-        where id = cancel.id and state in ('scheduled', 'blocked', 'pending');
+        where id = cancel.id and state in ('scheduled', 'blocked', 'pending') and not dispatcher.may_still_run(state, owner, run_at);
         if found then
             return 'canceled';
         end if;
-        update dispatcher.job set cancel_requested = true where id = cancel.id and state = 'running' returning owner into job_owner;
+        update dispatcher.job set cancel_requested = true
+        where id = cancel.id and (state = 'running' or dispatcher.may_still_run(state, owner, run_at)) returning owner into job_owner;
         if found then
             perform pg_notify('dispatcher_replica_' || job_owner, 'cancel ' || cancel.id);
             return 'running';
@@ -693,13 +704,13 @@ begin
     end if;
 end $$;
 
--- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before. What a replica that ends has postponed
--- may still run there: it has an owner until it is due, and no retry makes it start sooner.
+-- Runs jobs of one batch, or of none, again; answers those that it did, all in one state before. What may still run in a replica
+-- that ends starts no sooner.
 create function dispatcher.revive(ids bigint[], out revived bigint[], out ended boolean)
 language plpgsql as $$
 begin
     with old as materialized (
-        select j.id, j.state, j.state = 'scheduled' and j.owner is not null and j.run_at > now() as may_run
+        select j.id, j.state, dispatcher.may_still_run(j.state, j.owner, j.run_at) as may_run
         from dispatcher.job j
         where j.id = any(ids) and j.state in ('failed', 'partial', 'canceled', 'scheduled') order by j.id for no key update
     ), again as (

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from dispatcher.db import Connection
-from dispatcher.queries import outcomes
+from dispatcher.queries import outcomes, upkeep
 from tests.db.running import OWNER, claim, enqueue, job, open_transaction, publish, session, state, until, value
 
 FINAL = ("succeeded", "partial", "failed", "canceled")
@@ -188,6 +188,45 @@ def test_a_canceled_job_that_may_still_run_is_left_to_who_sees_its_process_dead(
     assert cancel(conn, id) == "running"
     assert outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 3.0) == set()
     assert state(conn, id) == "running"
+
+
+@pytest.mark.parametrize("of_a_batch", [False, True])
+def test_a_postponed_job_is_canceled_only_once_it_cannot_run_any_more(
+    conn: Connection, lease: Connection, of_a_batch: bool
+) -> None:
+    """What was enqueued after it could begin beside it, in the second until its process is gone."""
+    made = "select dispatcher.enqueue_batch('quick', array['{}'::jsonb])"
+    asked = value(conn, made) if of_a_batch else enqueue(conn)
+    [id] = [claimed.id for claimed in claim(lease)]
+    assert outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 3.0) == {(id, 1)}
+    for _ in range(2):  # asking twice does no harm
+        assert cancel(conn, asked) == "running"
+        row = job(conn, id)
+        assert (row["state"], row["cancel_requested"], row["finished_at"]) == ("scheduled", True, None)
+    conn.execute("update dispatcher.job set run_at = now() where id = %s", (id,))  # that is over
+    assert upkeep.promote_jobs(lease, 1000) == 1
+    row = job(conn, id)
+    assert (row["state"], row["finished_at"] is None) == ("canceled", False)
+    assert claim(lease) == []
+
+
+def test_a_postponed_job_that_cannot_run_any_more_is_canceled_at_once(conn: Connection, lease: Connection) -> None:
+    id = enqueue(conn)
+    claim(lease)
+    outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 0.0)
+    assert cancel(conn, id) == "canceled"
+    assert job(conn, id)["finished_at"] is not None
+
+
+def test_a_postponed_job_that_was_canceled_and_is_wanted_again_runs_again(conn: Connection, lease: Connection) -> None:
+    id = enqueue(conn)
+    claim(lease)
+    outcomes.postpone_jobs(lease, OWNER, [(id, 1)], 3.0)
+    assert cancel(conn, id) == "running"
+    assert retry(conn, id) == "scheduled"
+    conn.execute("update dispatcher.job set run_at = now()")
+    upkeep.promote_jobs(lease, 1000)
+    assert [again.attempt for again in claim(lease)] == [2]
 
 
 def test_retry_against_a_live_job_of_the_same_key_is_named(conn: Connection, lease: Connection) -> None:
