@@ -24,6 +24,11 @@ RECONNECT_S = 0.1
 RETRY_DELAY_S = 2.0  # who cancels or retries takes a job of the last operations
 TENANTS = ("ada", "bob", "eve")
 KEYS = ("one", "two", "three")
+MOST_WAITING = 400
+MOST_RATED = 150  # at eight a second
+WAITING = """
+    select array[count(*), count(*) filter (where type = 'rated')]
+    from dispatcher.job where state in ('pending', 'scheduled', 'blocked')"""
 SCHEDULES = (("every-all", "all"), ("every-one", "one"), ("every-skip", "skip"))
 
 
@@ -87,6 +92,10 @@ class Load:
             self.failure = exc
 
     def _step(self) -> None:
+        """Nothing while more waits than can be done in the calm after the storm."""
+        [waiting, rated] = self._execute(WAITING)[0]
+        if waiting > MOST_WAITING or rated > MOST_RATED:
+            return
         operations = (self._one, self._many, self._chain, self._batch, self._unique, self._cancel, self._retry)
         [operation] = self._rng.choices(operations, (30, 4, 3, 1, 4, 3, 2))
         operation()

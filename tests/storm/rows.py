@@ -41,12 +41,12 @@ def prepare(conn: psycopg.Connection) -> None:
 
 
 def read_rows(conn: psycopg.Connection) -> dict[int, Row]:
-    """Every job."""
+    """Every job; `due` as it was when it was enqueued, as each try moves it on."""
     with conn.cursor(row_factory=class_row(Row)) as cursor:
         cursor.execute("""
-            select id, type, tenant, state, attempt, failures, coalesce(max_attempts, 1) as max_attempts, unique_key,
-                   parent_id, run_at as due, payload, result, errors
-            from dispatcher.jobs""")
+            select j.id, j.type, j.tenant, j.state, j.attempt, j.failures, coalesce(j.max_attempts, 1) as max_attempts,
+                   j.unique_key, j.parent_id, c.due, j.payload, j.result, j.errors
+            from dispatcher.jobs j left join storm.change c on c.job = j.id and c.before is null""")
         return {row.id: row for row in cursor}
 
 

@@ -157,6 +157,16 @@ def test_more_tries_than_there_are(forge: Forge) -> None:
     assert_only(forge, "tries_are_counted", "4 failures of at most 3")
 
 
+@pytest.mark.parametrize(("kind", "counts"), [("timeout", False), ("exception", True)])
+def test_only_the_note_of_a_timeout_is_no_failure_of_what_succeeded(forge: Forge, kind: str, counts: bool) -> None:
+    """It was past its timeout, and came back after all."""
+    forge.job(1, 1.0, 2.0, type="late", errors=[{"attempt": 1, "kind": kind}])
+    if counts:
+        assert_only(forge, "tries_are_counted", "0 failures, and 1 errors")
+    else:
+        assert forge.breaches() == []
+
+
 def test_a_failure_counted_where_there_was_none(forge: Forge) -> None:
     """As a snooze or a stop would be."""
     forge.job(1, 1.0, 2.0, failures=1)
