@@ -19,7 +19,7 @@ from tests.db.running import publish
 from tests.system.api_process import ApiProcess, caller
 from tests.system.replicas import PATIENCE_S, until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 JOB = {"type": "quick", "payload": {}}
 AT_ONCE_S = 2.0  # well below what waits: a grace of 20 s, a poll of 60 s, a heartbeat of 15 s
@@ -222,9 +222,8 @@ def test_an_inherited_socket_goes_before_the_settings(dsn: str, tmp_path: Path) 
         ApiProcess(dsn, tmp_path, listening=listening, api_port=str(other.getsockname()[1])) as api,
     ):
         port = listening.getsockname()[1]
-        assert (
-            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S).status_code == 200
-        )  # it waits in the socket
+        answer = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S)  # it waits in the socket
+        assert answer.status_code == 200
         assert api.until_serves().address == f"127.0.0.1:{port}"
         api.stop()
         assert api.wait() == 0

@@ -13,7 +13,7 @@ from tests.bench.__main__ import main, play, summarize
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.scenarios.measures import Size
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 TINY = Size(
     jobs=300,

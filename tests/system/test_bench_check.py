@@ -9,7 +9,7 @@ from tests.bench.check import check
 from tests.bench.scenarios.draining import Backlog, filled
 from tests.bench.stage import BenchFailed, Stage
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.bench.peers.__main__ import FLOOR, main, summarize
 from tests.bench.peers.catalog import OURS
 from tests.bench.peers.table import markdown
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 
 def test_ours_is_measured_like_a_peer(

@@ -20,7 +20,7 @@ from tests.cluster import Cluster
 from tests.pooling import Pooling
 from tests.system.replicas import until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dispatcher.demo import main
 from dispatcher.demo_flights import MISSING
 from dispatcher.demo_jobs import Run, close_cut_off, most_at_once, overlapping_attempts, read_runs
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 ROWS = 200_000  # progress is seen every 0.2 s: a smaller import may end before it can be cut off
 HEADER = (

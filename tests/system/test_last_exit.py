@@ -14,7 +14,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from tests.proxy import TcpProxy
 from tests.system.replicas import Fleet, overlaps, until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 
 def start_program(fleet: Fleet) -> tuple[int, int, int]:

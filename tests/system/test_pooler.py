@@ -25,7 +25,7 @@ from tests.system.api_process import ApiProcess, caller
 from tests.system.pgbouncer import pooled
 from tests.system.replicas import ROOT, Fleet
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 Mode = Literal["session", "transaction"]
 MODES: tuple[Mode, ...] = ("session", "transaction")

@@ -19,7 +19,7 @@ from tests import servers
 from tests.system.api_process import ApiProcess, caller
 from tests.system.replicas import PATIENCE_S, ROOT, Fleet, until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 # With a sign that a URL must escape, and one that a connection string must.
 PASSWORD = "s3crt'%/w0rd"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.system.replicas import Fleet, Replica, until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 JOBS = {"executors": "tests.system.fault_jobs,tests.system.hang_jobs", "shutdown_grace": "2s"}
 

@@ -15,7 +15,7 @@ import pytest
 from dispatcher import Client
 from tests.system.replicas import Fleet, Replica, count_sessions, until
 
-pytestmark = [pytest.mark.system, pytest.mark.any_version]
+pytestmark = pytest.mark.system
 
 EXECUTORS = "tests.system.ending_jobs"
 
