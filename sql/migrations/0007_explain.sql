@@ -307,7 +307,8 @@ begin
             case when due then format('it is due since %s: the leader makes it pending soon', dispatcher.spell_time(j.run_at))
                  else format('it is due at %s', dispatcher.spell_time(j.run_at)) end
             || case when j.failures > 0 then format(', after %s of %s failures', j.failures, coalesce(j.max_attempts::text, 'so many'))
-                    || coalesce('; the last one: ' || dispatcher.spell_error(j.error), '') else '' end,
+                    || coalesce('; the last one: ' || dispatcher.spell_error(j.error), '') else '' end
+            || case when j.cancel_requested then '; it was asked to stop, and is canceled then' else '' end,
             jsonb_build_object('until', j.run_at, 'between_tries', j.failures > 0, 'failures', j.failures,
                                'max_attempts', j.max_attempts, 'error', j.error ->> 'message'))
             || dispatcher.explain_pause(j.type);

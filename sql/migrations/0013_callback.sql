@@ -24,7 +24,8 @@ for each statement execute function dispatcher.forget_callbacks();
 
 -- Answers for a job, by the token that it gave out; the state that it leaves the job in. The first answer counts: the same one again
 -- is no error. A job that waits runs at once; it keeps its failures, which dispatcher.retry would forget, or a worker that always
--- fails would be asked for ever. One that runs looks for itself. A hash is compared, so that the time it takes tells nothing.
+-- fails would be asked for ever. One that runs looks for itself, and so does one that may still run in a replica that ends, in its
+-- next try. A hash is compared, so that the time it takes tells nothing.
 create function dispatcher.answer(id bigint, token text, answer jsonb) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -66,6 +67,7 @@ begin
         raise exception using errcode = 'DJ006', message = format('job %s has ended, it is %s: no answer counts any more', answer.id, left_in);
     end if;
     update dispatcher.callback set answer = answer.answer, answered_at = now() where job_id = answer.id;
-    update dispatcher.job set state = 'pending', run_at = now() where id = answer.id and state = 'scheduled';
+    update dispatcher.job set state = 'pending', run_at = now()
+    where id = answer.id and state = 'scheduled' and not dispatcher.may_still_run(state, owner, run_at);
     return case when found then 'pending' else left_in end;
 end $$;

@@ -329,6 +329,14 @@ def test_jobs_ahead_are_counted_up_to_a_bound(conn: Connection, client: Client, 
 # Jobs that are not pending.
 
 
+def test_postponed_job_that_is_canceled_once_its_replica_is_gone(conn: Connection, client: Client) -> None:
+    id = client.enqueue("quick", delay=60)
+    assert "canceled" not in only(client.explain(id)).text
+    conn.execute("update dispatcher.job set owner = 1 where id = %s", [id])
+    assert client.cancel(id) == "running"
+    assert only(client.explain(id)).text.endswith("it was asked to stop, and is canceled then")
+
+
 def test_scheduled_job(conn: Connection, client: Client) -> None:
     found = client.explain(enqueue(conn, run_at="2099-01-01T00:00:00Z"))
     assert (only(found).kind, found.ahead) == ("scheduled", None)

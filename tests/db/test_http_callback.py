@@ -116,6 +116,20 @@ def test_answer_before_the_202_was_read_is_not_lost(
     assert (job(conn, id)["state"], job(conn, id)["result"], len(worker.asked)) == ("succeeded", {"pages": 12}, 1)
 
 
+def test_answer_starts_no_job_that_may_still_run_in_a_replica_that_ends(
+    queue: Queue, worker: Worker, conn: Connection, add: Callable[..., int]
+) -> None:
+    """It was postponed as its replica ended: a second try would overlap the first, until that process is gone."""
+    id = add()
+    queue.drain()
+    conn.execute("update dispatcher.job set owner = 1, run_at = now() + interval '3 s' where id = %s", [id])
+    assert worker.call_back(DONE).json() == {"id": id, "state": "scheduled"}
+    assert value(conn, "select run_at > now() from dispatcher.job where id = %s", id)
+    conn.execute("update dispatcher.job set run_at = now() where id = %s", [id])  # that is over
+    queue.drain()
+    assert (state(conn, id), job(conn, id)["result"]) == ("succeeded", {"pages": 12})
+
+
 def test_answer_to_a_try_that_was_cut_off_is_not_lost(
     queue: Queue, worker: Worker, conn: Connection, add: Callable[..., int]
 ) -> None:
