@@ -22,6 +22,7 @@ from dispatcher.db import Connection
 from dispatcher.errors import InvalidOption
 from dispatcher.executor import Registry
 from dispatcher.inflight import Execution
+from dispatcher.job import Job
 from dispatcher.metrics import Metrics
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import stats
@@ -198,6 +199,24 @@ def test_retry_whose_answer_was_lost_is_counted_once_though_the_next_try_runs(
     settling.settle(*(ran(one) for one in again))
     telling.teller.write()
     assert sums(conn)[0][3:] == (3, 0, 0, 0, 2)
+
+
+@pytest.mark.parametrize("end", [Outcome.release, lambda job: Outcome.snooze(job, 60.0)], ids=["release", "snooze"])
+def test_time_of_a_try_that_was_put_back_is_counted_though_its_answer_was_lost(
+    conn: Connection, lease: Connection, settling: Settling, telling: Telling, end: Callable[[Job], Outcome]
+) -> None:
+    """Its row has no owner any more."""
+    for _ in range(2):
+        enqueue(conn, tenant="acme")
+    first, second = claim(lease, tenant="acme")
+    settling.settle(ran(first, end(as_job(first))))
+    assert settling.completer._conn is not None
+    with answers_lost(settling.completer._conn, b"reschedule_jobs"):
+        settling.settle(ran(second, end(as_job(second))))
+    settling.completer.step()
+    telling.teller.write()
+    look = "select sum(n) from dispatcher.tally t, unnest(t.ran) n where t.tenant = 'acme' and t.grain = 'hour'"
+    assert value(conn, look) == 2
 
 
 def test_job_that_completed_itself_is_counted(
