@@ -48,6 +48,7 @@ class Task:
     order: Order
     installation: UUID
     replica: int
+    """In whose name its jobs write into the database."""
     max_result_bytes: int
     log_level: int
     kill_after_s: float

@@ -24,11 +24,11 @@ RECONNECT_S = 0.1
 RETRY_DELAY_S = 2.0  # who cancels or retries takes a job of the last operations
 TENANTS = ("ada", "bob", "eve")
 KEYS = ("one", "two", "three")
-MOST_WAITING = 400
+MOST_WAITING = 400  # with what may take a second each, on fourteen places, well within a minute
 MOST_RATED = 150  # at eight a second
 WAITING = """
     select array[count(*), count(*) filter (where type = 'rated')]
-    from dispatcher.job where state in ('pending', 'scheduled', 'blocked')"""
+    from dispatcher.job where listed in ('pending', 'scheduled')"""
 SCHEDULES = (("every-all", "all"), ("every-one", "one"), ("every-skip", "skip"))
 
 

@@ -28,12 +28,12 @@ _BOOT = """
 mkdir -p /run/systemd
 mount -t tmpfs tmpfs /run/systemd
 mount -t tmpfs tmpfs "$1"
-mkdir "$1"/low "$1"/up "$1"/work "$1"/root
+mkdir "$1"/low "$1"/up "$1"/work "$1"/tree
 mount --bind / "$1"/low
-mount -t overlay overlay -o "lowerdir=$1/low,upperdir=$1/up,workdir=$1/work" "$1"/root
-: > "$1"/root/etc/machine-id
-rm -rf "$1"/root/opt/dispatcher "$1"/root/etc/dispatcher
-cp -a --no-preserve=ownership "$2"/. "$1"/root/
+mount -t overlay overlay -o "lowerdir=$1/low,upperdir=$1/up,workdir=$1/work" "$1"/tree
+: > "$1"/tree/etc/machine-id
+rm -rf "$1"/tree/opt/dispatcher "$1"/tree/etc/dispatcher
+cp -a --no-preserve=ownership "$2"/. "$1"/tree/
 shift 2
 exec "$@"
 """
@@ -93,7 +93,7 @@ class Machine:
             *(
                 program,
                 "--quiet",
-                f"--directory={root}/root",
+                f"--directory={root}/tree",
                 "--machine=dispatcher-test",
                 "--register=no",
                 "--keep-unit",
