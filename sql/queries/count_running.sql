@@ -10,6 +10,6 @@ from (select distinct named.id,
       from dispatcher.claim c cross join lateral unnest(c.job_ids) as named (id)
       where c.owner <> %(owner)s) named
 join dispatcher.job j on j.id = any(array[named.id])
-where (j.state = 'running' or (j.state = 'scheduled' and j.run_at > now())) and j.owner <> %(owner)s
+where (j.state = 'running' or dispatcher.may_still_run(j.state, j.owner, j.run_at)) and j.owner <> %(owner)s
   and (not named.under_another or j.type = any(array(select unnest(o.types) from own o)))
 group by j.type, j.tenant
