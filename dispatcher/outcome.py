@@ -18,7 +18,7 @@ MAX_MESSAGE = 10_000  # characters of an error kept in the row
 MAX_TRACE = 20_000
 MAX_DEPTH = 500  # levels of JSON, as SQL has it: Python reads about 900, fewer where its own calls are deep
 MAX_DELAY_S = 100 * 365 * 86400.0  # a later time is no plan, and Python cannot read it from the row
-STUCK = "the job outlived its timeout and has not come back since"
+STUCK = "the job outlived its timeout and had not come back by then"
 OUTLIVED_PROCESS = "the job outlived its timeout, and did not come back before its process ended"
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
