@@ -34,6 +34,7 @@ log = logging.getLogger("storm")
 
 OPTIONS = {"max_connections": "70", "shared_buffers": "64MB", "log_min_messages": "warning"}
 DATABASE = "storm"
+START_S = 60.0  # for the first replica: three interpreters, on a machine that may be busy
 CALM_S = 60.0  # by when everything must have ended once the faults are over
 STOP_S = 20.0
 SETTLED_S = 2 * ORPHAN_AFTER_S  # by then somebody leads again after the last fault, and has made good what was due
@@ -63,7 +64,7 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
             rows.prepare(conn)
         tcp = conninfo.make_conninfo(server.tcp_dsn, user=servers.ROLE, password=servers.PASSWORD, dbname=DATABASE)
         with _places(tcp, folder) as places:
-            until(lambda: _published(dsn), "the types are known")
+            until(lambda: _published(dsn), "the types are known", timeout_s=START_S)
             load = Load(dsn, seed)
             load.start()
             maker = Faults(server=server, dsn=dsn, places=places, folder=folder)
