@@ -114,6 +114,15 @@ def test_sql_functions_and_error_codes_are_those_of_the_schema() -> None:
     assert codes == set(re.findall(r"DJ\d{3}", schema)) - {"DJ008", "DJ009"}  # ctx.complete's, shown as exceptions
 
 
+def test_reasons_of_explain_are_those_of_the_schema() -> None:
+    schema = "\n".join(text for _, _, text in migrations())
+    kinds = set(re.findall(r"dispatcher\.reason\('(\w+)'", schema))
+    text = section("Why a job does not run")
+    listed = {kind for cells in rows(text) for kind in re.findall(r"`(\w+)`", cells[0])}
+    assert listed | {"running", "batch", "ended"} == kinds
+    assert all(f"`{kind}`" in text for kind in kinds)
+
+
 def test_options_are_those_of_the_clients() -> None:
     listed = {cells[0].strip("`") for cells in rows(section("Enqueueing")) if len(cells) == 4}
     assert listed == set(Options.__annotations__)
