@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from dispatcher import connecting
 from dispatcher.client import Infos, Lines
+from dispatcher.db import explained
 from dispatcher.executor import Registry
 from dispatcher.front.batches import AsyncBatches
 from dispatcher.front.control import AsyncControlFront
@@ -27,10 +28,10 @@ from dispatcher.queries import fleet
 from dispatcher.queries.fleet import LeaderInfo, ReplicaInfo, TypeInfo
 from dispatcher.queries.operation import (
     Operation,
-    Pause,
     Query,
     Rows,
     ask_async,
+    drive,
     failure,
     perform_async,
 )
@@ -157,26 +158,7 @@ class AsyncClient(
     async def _do(self, operation: Operation[T], conn: AnyConnection | None = None, *, atomic: bool = False) -> T:
         if conn is not None:
             return await perform_async(conn, operation, atomic=atomic)
-        return await (self._atomically(operation) if atomic else self._run(operation))
-
-    async def _run(self, operation: Operation[T]) -> T:
-        """Drives an operation whose statements stand each for itself."""
-        try:
-            step = next(operation)
-            while True:
-                match step:
-                    case Pause(seconds=seconds):
-                        await asyncio.sleep(seconds)
-                        step = operation.send([])
-                    case Query():
-                        try:
-                            rows = await self._ask(step)
-                        except (psycopg.Error, UnicodeError) as exc:
-                            step = operation.throw(failure(exc))
-                        else:
-                            step = operation.send(rows)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+        return await (self._atomically(operation) if atomic else drive(operation, self._ask))
 
     async def _atomically(self, operation: Operation[T]) -> T:
         """Drives an operation inside one transaction."""
@@ -210,7 +192,7 @@ class AsyncClient(
         if self._conn is not None and not connecting.usable(self._conn.pgconn):
             await self._drop()
         if self._conn is None:
-            with connecting.explained():
+            with explained():
                 self._conn = await psycopg.AsyncConnection.connect(**self._params)
             await self._conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)  # of transactions that we begin
             if connecting.is_direct(self._conn, await ask_async(self._conn, connecting.BACKEND)):

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from dispatcher import connecting
+from dispatcher.db import explained
 from dispatcher.executor import Registry
 from dispatcher.front.batches import Batches
 from dispatcher.front.control import ControlFront
@@ -221,7 +222,7 @@ class Client(Batches, ControlFront, EndedJobs, ExplainFront, SchedulesFront, Sta
         if self._conn is not None and not connecting.usable(self._conn.pgconn):
             self._drop()
         if self._conn is None:
-            with connecting.explained():
+            with explained():
                 self._conn = psycopg.connect(**self._params)
             self._conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # of transactions that we begin
             if connecting.is_direct(self._conn, ask(self._conn, connecting.BACKEND)):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from dispatcher.db import check_dsn, first_line, writable
-from dispatcher.errors import DatabaseUnavailable, SettingsError
+from dispatcher.db import check_dsn, writable
 from dispatcher.queries.operation import Query, Rows
 
 CONNECT_TIMEOUT_S = 10
@@ -40,17 +37,6 @@ def client_params(dsn: str) -> dict[str, Any]:
 def is_direct(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], rows: Rows) -> bool:
     """Whether no pooler stands in between, by what BACKEND answered: poolers give process ids of their own."""
     return rows == [(conn.info.backend_pid,)]
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turns psycopg's errors on connecting into ours, of one line, without the password."""
-    try:
-        yield
-    except psycopg.OperationalError as exc:
-        raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
-    except psycopg.Error as exc:  # an option that libpq does not know
-        raise SettingsError(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
 
 
 def usable(pgconn: PGconn) -> bool:

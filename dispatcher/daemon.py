@@ -185,10 +185,10 @@ class Daemon:
                 self._reload()
             if not ready and self._replica.heart.connected:
                 ready = True
-                sdnotify.notify("READY=1")
+                sdnotify.ready()
             if (saying := self._status()) != said:
                 said = saying
-                sdnotify.notify(f"STATUS={saying}")
+                sdnotify.status(saying)
             self._look_after()
             if (unfit := self._fitness.unfit()) is not None:
                 self._fatal = unfit
@@ -204,7 +204,7 @@ class Daemon:
         self._lock_file.check()
         self._fitness.look()
         if self._replica.heart.progressing and self._fitness.stalled() is None:
-            sdnotify.notify("WATCHDOG=1")
+            sdnotify.watchdog()
         if self._replica.heart.losing():
             self._replica.timekeeper.cancel_all(CancelReason.LOST)
 
@@ -228,7 +228,7 @@ class Daemon:
         }
 
     def _reload(self) -> None:
-        sdnotify.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        sdnotify.reloading()
         try:
             settings = self._load_again()
         except DispatcherError as exc:
@@ -239,11 +239,11 @@ class Daemon:
             except (psycopg.Error, DispatcherError) as exc:
                 log.warning("the new limits hold, but could not be shown in the database: %s", first_line(exc))
             log.info("reloaded the limits", extra={"limits": dict(settings.limits)})
-        sdnotify.notify("READY=1")
+        sdnotify.ready()
 
     def _drain(self) -> None:
         """Gives the lease away, lets running jobs finish within the grace, and gives back the rest."""
-        sdnotify.notify("STOPPING=1", "STATUS=draining")
+        sdnotify.stopping("draining")
         replica = self._replica
         replica.heart.drain()
         if isinstance(self._fatal, ReplicaGone) and len(replica.inflight):

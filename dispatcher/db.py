@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -82,8 +85,15 @@ def connect(
     if name:
         params["application_name"] = name
     params.update(options)
-    try:
+    with explained():
         return kind.connect(autocommit=True, **params)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns psycopg's errors on connecting into ours, of one line, without the password."""
+    try:
+        yield
     except psycopg.OperationalError as exc:
         raise DatabaseUnavailable(f"cannot connect to PostgreSQL: {first_line(exc)}") from exc
     except psycopg.Error as exc:  # an option that libpq does not know
@@ -105,11 +115,19 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
         keepalives_count=2,
         tcp_user_timeout=round(limits.silence_s * 1000),
     )
-    try:
+    with set_up(conn):
         check_server(conn)
         pin(conn, limits)
         # Prepared at once: the hot statements are planned once a session, generically (see pin_session.sql).
         conn.prepare_threshold = 0
+    return conn
+
+
+@contextlib.contextmanager
+def set_up(conn: Connection) -> Iterator[None]:
+    """Closes a session whose setting up fails, and says so in one line as DatabaseUnavailable."""
+    try:
+        yield
     except psycopg.errors.InsufficientPrivilege as exc:
         conn.close()
         raise DatabaseUnavailable(
@@ -121,7 +139,6 @@ def connect_session(dsn: str, *, name: str, limits: SessionLimits) -> Connection
     except DispatcherError:
         conn.close()
         raise
-    return conn
 
 
 def pin(conn: Connection, limits: SessionLimits) -> None:
@@ -190,6 +207,16 @@ def patiently(
         return retrying(open_session)
     except DatabaseUnavailable:
         return None
+
+
+def cut(conn: psycopg.BaseConnection[Any]) -> None:
+    """Ends a connection from below, from any thread: whoever waits on it fails at once, without a farewell."""
+    with contextlib.suppress(OSError, psycopg.Error):
+        end = socket.socket(fileno=os.dup(conn.fileno()))
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        finally:
+            end.close()
 
 
 def array(values: Sequence[float | str]) -> str:

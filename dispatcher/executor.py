@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -72,14 +72,6 @@ class Fail(Exception):
 
 class Cancel(Exception):
     """Raise to end the job as canceled."""
-
-
-@runtime_checkable
-class Execute(Protocol):
-    """A class does as well as a function: one instance serves all jobs of its type."""
-
-    def execute(self, job: Job, ctx: Context) -> Any:
-        """Runs one job; the value returned is its result."""
 
 
 Hook = Callable[[Job, "Context", Any], Any]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
-
-Json = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
 
 
 class State(StrEnum):

@@ -1,4 +1,4 @@
-"""A replica: its row in the database, its services, and what they tell one another.
+"""A replica: its services, and what they tell one another.
 
 listener ─▶ dispatch (heart) ─▶ pool ─▶ completer ─▶ dispatch: a slot is free
     ├─────▶ stager ──────────────┘            ├─────▶ stager: a job was put back
@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dispatcher import migrate
 from dispatcher.aftermath import Aftermath, Ended
 from dispatcher.announcer import Announcer
 from dispatcher.db import Connection, SessionLimits
@@ -25,11 +24,11 @@ from dispatcher.job import FINAL
 from dispatcher.metrics import Metrics
 from dispatcher.pool import Pools
 from dispatcher.pools.attempt import Attempts
-from dispatcher.pools.engines import check_pools, make_pools, remote_types
+from dispatcher.pools.engines import check_pools, make_pools
 from dispatcher.pulse import Pulse
 from dispatcher.queries import outcomes, replicas
-from dispatcher.queries.lease import ensure_lease
 from dispatcher.queries.replicas import Process
+from dispatcher.registration import publish_types, register
 from dispatcher.runtime import JobRuntime
 from dispatcher.services.completer import Completer
 from dispatcher.services.dispatch import Dispatch
@@ -44,11 +43,8 @@ from dispatcher.services.stager import Stager
 from dispatcher.services.teller import LOCK_S, Teller
 from dispatcher.services.timekeeper import Timekeeper
 from dispatcher.settings import Settings
-from dispatcher.sql import statement
-from dispatcher.store import Store, open_store
 from dispatcher.tally import RETRIED, Tally, Tries
 from dispatcher.timelines import Timelines
-from dispatcher.version import __version__
 
 log = logging.getLogger("dispatcher.replica")
 
@@ -77,7 +73,18 @@ class Replica:
         self._dsn = settings.dsn.get_secret_value()
         self._timelines = Timelines(self._dsn)
         check_pools(settings, registry)
-        self._register(process)
+        with self.session("start", lock_s=10.0) as conn:
+            registered = register(conn, settings=settings, registry=registry, process=process)
+        self.id, self._lease_number = registered.id, registered.lease
+        self._installation, self._store = registered.installation, registered.store
+        self._runtime = JobRuntime(
+            dsn=self._dsn,
+            installation=self._installation,
+            owner=self.id,
+            registry=registry,
+            store=self._store,
+            max_result_bytes=settings.max_result_bytes,
+        )
         self.metrics = Metrics()
         for spec in self._registry:
             self.metrics.jobs.expect(spec.type)
@@ -89,49 +96,6 @@ class Replica:
         """Set whenever outcomes were recorded."""
         self.pulse = Pulse()
         self._build()
-
-    def _register(self, process: Process) -> None:
-        s = self._settings
-        with self.session("start", lock_s=10.0) as conn:
-            migrate.require_current(conn)
-            self._lease_number = ensure_lease(conn, s.lease_name)
-            row = conn.execute(statement("get_installation")).fetchone()
-            assert row is not None
-            self._installation = row[0]
-            # Before this replica shows in the database: a store that cannot be one ends the start.
-            self._store: Store | None = open_store(s.result_store, self._installation) if s.result_store else None
-            with conn.transaction():  # two that start at once do not pass each other by
-                replicas.lock_registration(conn)
-                self._compare_types(conn)
-                self._publish_types(conn, s.limits)
-                self.id = replicas.register_replica(
-                    conn,
-                    lease=self._lease_number,
-                    process=process,
-                    version=__version__,
-                    types=self._registry.types,
-                    remote_types=remote_types(self._registry),
-                )
-            self._runtime = JobRuntime(
-                dsn=self._dsn,
-                installation=self._installation,
-                owner=self.id,
-                registry=self._registry,
-                store=self._store,
-                max_result_bytes=s.max_result_bytes,
-            )
-
-    def _compare_types(self, conn: Connection) -> None:
-        """Refuses what would break a limit; says what may never run."""
-        types = self._registry.types
-        replicas.refuse_overlap(conn, lease=self._lease_number, types=types)
-        for other in replicas.list_replicas(conn, self._lease_number):
-            lacking, extra = set(types) - set(other.types), set(other.types) - set(types)
-            if other.present and lacking and extra:
-                log.warning(
-                    "another replica runs other types, and each would run jobs only while it leads",
-                    extra={"replica": other.id, "only_here": sorted(lacking), "only_there": sorted(extra)},
-                )
 
     def _build(self) -> None:
         s, metrics, stop = self._settings, self.metrics, self._halt
@@ -303,7 +267,7 @@ class Replica:
         """Puts limits into effect at the next claim, then shows them in the database, which may raise psycopg.Error."""
         self._dispatch.set_limits(limits)
         with self.session("reload", lock_s=10.0) as conn:
-            self._publish_types(conn, limits)
+            publish_types(conn, settings=self._settings, registry=self._registry, limits=limits)
 
     def wake_all(self) -> None:
         """Lets every service come back from its wait, to see that it should end."""
@@ -329,15 +293,6 @@ class Replica:
         self._runtime.close()
         with self.session("leave") as conn:
             replicas.remove_replica(conn, self.id)
-
-    def _publish_types(self, conn: Connection, limits: dict[str, int]) -> None:
-        replicas.publish_types(
-            conn,
-            self._registry,
-            limits=limits,
-            timeout_s=self._settings.job_timeout.total_seconds(),
-            max_payload_bytes=self._settings.max_payload_bytes,
-        )
 
     def _opener(self, name: str) -> Callable[[], Connection]:
         def open_session() -> Connection:

@@ -39,11 +39,6 @@ def disinherit(fd: int) -> None:
     _inherited.discard(fd)
 
 
-def inherited_fds() -> tuple[int, ...]:
-    """The file descriptors that every supervised program inherits."""
-    return tuple(_inherited)
-
-
 def order_for(argv: Sequence[str], cwd: str | os.PathLike[str], env: Mapping[str, str]) -> bytes:
     """What the supervisor reads first; sent by pipe, since anybody can read a command line."""
     fields = [os.fspath(cwd), str(len(argv)), *argv, *(f"{name}={value}" for name, value in env.items())]

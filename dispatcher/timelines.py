@@ -7,10 +7,7 @@ is the primary. So all sessions of a replica are on one timeline; when one of th
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from weakref import WeakSet
 import psycopg
 from psycopg import conninfo
 
-from dispatcher.db import Connection, SessionLimits, check_dsn, connect_session, first_line, pin
+from dispatcher.db import Connection, SessionLimits, check_dsn, connect_session, cut, first_line, pin, set_up
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
 from dispatcher.sql import statement
 
@@ -54,16 +51,10 @@ class Timelines:
                     conn, timeline = rival, other
                 else:
                     rival.close()
-        try:
+        with set_up(conn):
             self._admit(conn, timeline)
             if limits != patient:
                 pin(conn, limits)
-        except psycopg.Error as exc:
-            conn.close()
-            raise DatabaseUnavailable(f"the session could not be set up: {first_line(exc)}") from exc
-        except DatabaseUnavailable:
-            conn.close()
-            raise
         return conn
 
     def _admit(self, conn: Connection, timeline: int) -> None:
@@ -81,7 +72,7 @@ class Timelines:
         if left:
             log.warning("goes over to a promoted server", extra={"timeline": timeline})
         for session in left:
-            _cut(session)
+            cut(session)
 
 
 def _primaries(dsns: Sequence[str], name: str, limits: SessionLimits) -> list[tuple[Connection, int]]:
@@ -127,13 +118,3 @@ def servers_after(dsn: str, conn: Connection) -> Iterator[str]:
         if len(addresses) == count:
             where["hostaddr"] = addresses[index]
         yield conninfo.make_conninfo(dsn, **where, connect_timeout=LOOK_S)
-
-
-def _cut(conn: Connection) -> None:
-    """Lets whoever uses the session find it broken; from any thread."""
-    with contextlib.suppress(OSError, psycopg.Error):
-        end = socket.socket(fileno=os.dup(conn.fileno()))
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        finally:
-            end.close()

@@ -20,7 +20,6 @@ from .queries import Reading
 BATCH_ROWS, BATCH_BYTES = 10_000, 8 << 20
 GROUP_ROWS, GROUP_BYTES = 1 << 17, 64 << 20
 MAX_DIGITS = 38  # of a decimal128
-WIDE = (pa.string(), pa.binary())
 
 TYPES = {
     "bool": pa.bool_(),

@@ -39,6 +39,11 @@ def append_event(path: Path, job: Job, what: str, why: str = "") -> None:
         os.close(fd)
 
 
+def note(job: Job, what: str, why: str = "") -> None:
+    """One event in the file that the test has named to the replica."""
+    append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
+
+
 def read_events(path: Path) -> list[Event]:
     """All events so far, in the order of writing."""
     return [Event(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from collections.abc import AsyncIterator
 from typing import TypeVar
@@ -21,9 +19,9 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from dispatcher import connecting
-from dispatcher.db import SessionLimits, first_line, pinned
+from dispatcher.db import SessionLimits, cut, explained, first_line, pinned
 from dispatcher.errors import DatabaseUnavailable, DispatcherError
-from dispatcher.queries.operation import Operation, Pause, Query, Rows, ask_async, failure, perform_async
+from dispatcher.queries.operation import Operation, Query, Rows, ask_async, drive, failure, perform_async
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -80,22 +78,7 @@ class Database:
 
     async def run(self, operation: Operation[T]) -> T:
         """Runs an operation whose statements stand each for itself; no connection is held while it pauses."""
-        try:
-            step = next(operation)
-            while True:
-                match step:
-                    case Pause(seconds=seconds):
-                        await asyncio.sleep(seconds)
-                        step = operation.send([])
-                    case Query():
-                        try:
-                            rows = await self._ask(step)
-                        except (psycopg.Error, UnicodeError) as exc:
-                            step = operation.throw(failure(exc))
-                        else:
-                            step = operation.send(rows)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+        return await drive(operation, self._ask)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -148,7 +131,7 @@ class Database:
 
     async def session(self, name: str) -> Connection:
         """A connection beside the pool, for as long as the caller likes; raises DatabaseUnavailable."""
-        with connecting.explained():
+        with explained():
             return await psycopg.AsyncConnection.connect(**{**self._params, "application_name": f"dispatcher {name}"})
 
     async def _keep_pulse(self) -> None:
@@ -222,16 +205,6 @@ class Transaction:
     async def run(self, operation: Operation[T]) -> T:
         """Runs one without pauses."""
         return await perform_async(self._conn, operation)
-
-
-def cut(conn: Connection) -> None:
-    """Ends a connection from below: a wait on it fails at once, and no farewell waits for a server that is silent."""
-    with contextlib.suppress(OSError, psycopg.Error):
-        end = socket.socket(fileno=os.dup(conn.fileno()))
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        finally:
-            end.close()
 
 
 async def end(conn: Connection | None) -> None:

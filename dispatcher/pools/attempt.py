@@ -20,7 +20,7 @@ from dispatcher.executor import Executor
 from dispatcher.inflight import Execution
 from dispatcher.job import CancelReason, Job
 from dispatcher.options import misfits
-from dispatcher.outcome import JobError, Outcome, Raised, Returned
+from dispatcher.outcome import JobError, Outcome, Raised, Returned, crashed
 from dispatcher.queries.claims import Claimed
 
 _decode = json.JSONDecoder().raw_decode  # of text that PostgreSQL wrote: there is no space around it to look for
@@ -86,6 +86,16 @@ class Attempts:
             max_attempts=execution.claimed.max_attempts,
             chance=self.chance(),
             stack=execution.stack,
+        )
+
+    def crash(self, execution: Execution, message: str) -> None:
+        """Sets the outcome of one whose pool broke off under it; no hook is called."""
+        execution.outcome = crashed(
+            bare_job(execution.claimed),
+            policy=execution.executor.retry,
+            max_attempts=execution.claimed.max_attempts,
+            chance=self.chance(),
+            message=message,
         )
 
     def _misfit(self, claimed: Claimed, spec: Executor, exc: BaseException) -> Outcome:

@@ -13,9 +13,9 @@ from typing import Any
 from dispatcher.abort import end_without_memory
 from dispatcher.context import Context
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.outcome import Raised, Returned, crashed
+from dispatcher.outcome import Raised, Returned
 from dispatcher.pool import Backlog
-from dispatcher.pools.attempt import Attempts, bare_job
+from dispatcher.pools.attempt import Attempts
 
 log = logging.getLogger("dispatcher.pool")
 
@@ -102,12 +102,6 @@ class LoopPool(Backlog, ABC):
             await self._run(execution)
         except Exception as exc:  # no thread to be had, say: a slot must not be lost with it
             log.exception("a job could not be seen to its end", extra={"job_id": execution.claimed.id})
-            execution.outcome = crashed(
-                bare_job(execution.claimed),
-                policy=execution.executor.retry,
-                max_attempts=execution.claimed.max_attempts,
-                chance=self._attempts.chance(),
-                message=f"its pool failed: {type(exc).__name__}: {exc}",
-            )
+            self._attempts.crash(execution, f"its pool failed: {type(exc).__name__}: {exc}")
         self._end(execution)
         self._fill()

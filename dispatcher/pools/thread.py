@@ -16,9 +16,8 @@ from collections.abc import Callable
 
 from dispatcher.abort import end_without_memory
 from dispatcher.inflight import Execution, InFlight
-from dispatcher.outcome import crashed
 from dispatcher.pool import SAMPLE_S, Backlog
-from dispatcher.pools.attempt import Attempts, bare_job, execute
+from dispatcher.pools.attempt import Attempts, execute
 
 log = logging.getLogger("dispatcher.pool")
 
@@ -120,13 +119,7 @@ class ThreadPool(Backlog):
     def _conclude_broken(self, me: int, exc: BaseException) -> None:
         for execution in [each for each in self._executing.copy().values() if each.thread == me]:
             if execution.outcome is None:
-                execution.outcome = crashed(
-                    bare_job(execution.claimed),
-                    policy=execution.executor.retry,
-                    max_attempts=execution.claimed.max_attempts,
-                    chance=self._attempts.chance(),
-                    message=f"{type(exc).__name__} was raised in its thread from outside",
-                )
+                self._attempts.crash(execution, f"{type(exc).__name__} was raised in its thread from outside")
             self._end(execution)
 
     def _serve(self, me: int) -> None:

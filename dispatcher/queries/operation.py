@@ -5,7 +5,8 @@ A generator yields a Query and is sent its rows, or a Pause and is sent none; er
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -105,6 +106,26 @@ async def perform_async(conn: psycopg.AsyncConnection[Any], operation: Operation
                     query = operation.send(rows)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
+
+
+async def drive(operation: Operation[T], ask_one: Callable[[Query], Awaitable[Rows]]) -> T:
+    """Runs an operation, whose statements stand each for itself, by `ask_one`, and waits while it pauses."""
+    try:
+        step = next(operation)
+        while True:
+            match step:
+                case Pause(seconds=seconds):
+                    await asyncio.sleep(seconds)
+                    step = operation.send([])
+                case Query():
+                    try:
+                        rows = await ask_one(step)
+                    except (psycopg.Error, UnicodeError) as exc:
+                        step = operation.throw(failure(exc))
+                    else:
+                        step = operation.send(rows)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
 
 
 def explain(exc: BaseException) -> DispatcherError | None:

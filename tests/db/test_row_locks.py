@@ -41,10 +41,6 @@ def write_orphans(conn: Connection, claimed: Claimed) -> object:
         return [orphan.job.id for orphan in upkeep.list_orphans(conn, OWNER)]
 
 
-def finish(conn: Connection, outcome: Outcome, *, free_only: bool = False) -> object:
-    return outcomes.finish_jobs(conn, OWNER, [outcome], free_only=free_only)
-
-
 def show_timed_out(conn: Connection, claimed: Claimed) -> object:
     outcomes.mark_timed_out(conn, OWNER, {(claimed.id, claimed.attempt): '[{"kind": "timeout", "message": "late"}]'})
     return job(conn, claimed.id)["timed_out"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from dispatcher import Cancel, Context, Fail, Job, Partial, Retry, Snooze, executor
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
-from tests.events import append_event
+from tests.events import note
 from tests.storm.history import Limits
 
 BEAT_S = 0.05
@@ -24,11 +22,6 @@ THREADS = 10
 LATE_S = 0.4
 
 Work = Callable[[Job, Context], Any]
-
-
-def note(job: Job, what: str, why: str = "") -> None:
-    """One line in the file that the checker reads."""
-    append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
 
 
 def nap(job: Job, ctx: Context) -> None:

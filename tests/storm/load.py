@@ -21,7 +21,6 @@ from tests.storm.plan import ORPHAN_AFTER_S
 
 PAUSE_S = 0.05  # between two operations, on average
 RECONNECT_S = 0.1
-RETRY_DELAY_S = 2.0  # who cancels or retries takes a job of the last operations
 TENANTS = ("ada", "bob", "eve")
 KEYS = ("one", "two", "three")
 MOST_WAITING = 400  # with what may take a second each, on fourteen places, well within a minute

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher import Context, Job, executor
-from tests.system.fault_jobs import AT_ONCE, LOOK_S, note
+from tests.events import note
+from tests.system.fault_jobs import AT_ONCE, LOOK_S
 
 KEPT: list[Any] = []
 

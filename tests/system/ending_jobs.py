@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher import Cancel, Context, Fail, Job, JobError, Partial, Retry, Snooze, executor
-from tests.system.fault_jobs import AT_ONCE, LOOK_S, note
+from tests.events import note
+from tests.system.fault_jobs import AT_ONCE, LOOK_S
 
 AGAIN_S = 0.05
 

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from dispatcher import Context, Job, executor
-from tests.system.fault_jobs import AT_ONCE, LOOK_S, note
+from tests.events import note
+from tests.system.fault_jobs import AT_ONCE, LOOK_S
 
 
 @executor("bulky", max_attempts=20, backoff=AT_ONCE)

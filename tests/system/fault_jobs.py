@@ -2,7 +2,6 @@
 
 import atexit
 import ctypes
-import os
 import time
 from pathlib import Path
 
@@ -10,15 +9,10 @@ from dispatcher import Context, Job, announcer, executor, run_program
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
 from dispatcher.services.pruner import Pruner
-from tests.events import append_event
+from tests.events import note
 
 LOOK_S = 0.01
 AT_ONCE = Backoff(initial_s=0.05, maximum_s=0.05)
-
-
-def note(job: Job, what: str, why: str = "") -> None:
-    """One event in the file that the test reads."""
-    append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
 
 
 @executor("quick", max_attempts=20, backoff=AT_ONCE)

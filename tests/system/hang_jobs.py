@@ -16,7 +16,8 @@ from dispatcher.services.pruner import Pruner
 from dispatcher.services.rescuer import Rescuer
 from dispatcher.services.stager import Stager
 from dispatcher.services.timekeeper import Timekeeper
-from tests.system.fault_jobs import AT_ONCE, note
+from tests.events import note
+from tests.system.fault_jobs import AT_ONCE
 
 FOREVER = threading.Event()
 

@@ -8,14 +8,9 @@ from typing import Any
 
 from dispatcher import Backoff, Context, Job, executor
 from dispatcher.context import Interrupted
-from tests.events import append_event
+from tests.events import note
 
 AT_ONCE = Backoff(initial_s=0.05, maximum_s=0.05)
-
-
-def note(job: Job, what: str, why: str = "") -> None:
-    """One event in the file that the test reads."""
-    append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
 
 
 @executor("far.hold", pool="process", max_attempts=20, backoff=AT_ONCE)

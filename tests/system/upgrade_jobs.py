@@ -1,21 +1,15 @@
 """Executors for replicas of this version and of the previous one alike: only what both know is used here."""
 
-import os
 import time
 from pathlib import Path
 
 from dispatcher import Context, Fail, Job, Retry, executor
 from dispatcher.context import Interrupted
 from dispatcher.retry import Backoff
-from tests.events import append_event
+from tests.events import note
 
 LOOK_S = 0.01
 AT_ONCE = Backoff(initial_s=0.05, maximum_s=0.05)
-
-
-def note(job: Job, what: str) -> None:
-    """One event in the file that the test reads."""
-    append_event(Path(os.environ["TEST_EVENTS"]), job, what)
 
 
 @executor("quick", max_attempts=20, backoff=AT_ONCE)

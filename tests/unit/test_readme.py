@@ -61,12 +61,9 @@ def test_every_command_is_listed() -> None:
     assert {cells[0].strip("`") for cells in rows(section("Command line"))} == set(leaves(main, "dispatcher"))
 
 
-def test_commands_in_the_text_exist() -> None:
-    context = click.Context(main)
-    used = set(re.findall(r"(?:^ {4}|`)dispatcher ([a-z]+)", README, flags=re.MULTILINE))
-    assert used <= set(main.list_commands(context))
+def test_flags_of_the_options_exist() -> None:
     flags = set(re.findall(r"`(--[a-z-]+)", section("Enqueueing")))
-    enqueue = main.get_command(context, "enqueue")
+    enqueue = main.get_command(click.Context(main), "enqueue")
     assert enqueue is not None
     assert flags <= {name for parameter in enqueue.params for name in parameter.opts}
 
@@ -117,6 +114,15 @@ def test_sql_functions_and_error_codes_are_those_of_the_schema() -> None:
     assert codes == set(re.findall(r"DJ\d{3}", schema)) - {"DJ008", "DJ009"}  # ctx.complete's, shown as exceptions
 
 
+def test_reasons_of_explain_are_those_of_the_schema() -> None:
+    schema = "\n".join(text for _, _, text in migrations())
+    kinds = set(re.findall(r"dispatcher\.reason\('(\w+)'", schema))
+    text = section("Why a job does not run")
+    listed = {kind for cells in rows(text) for kind in re.findall(r"`(\w+)`", cells[0])}
+    assert listed | {"running", "batch", "ended"} == kinds
+    assert all(f"`{kind}`" in text for kind in kinds)
+
+
 def test_options_are_those_of_the_clients() -> None:
     listed = {cells[0].strip("`") for cells in rows(section("Enqueueing")) if len(cells) == 4}
     assert listed == set(Options.__annotations__)
@@ -137,28 +143,6 @@ def test_python_examples_compile_and_import_what_exists(block: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "dispatcher":
             for alias in node.names:
                 assert hasattr(dispatcher, alias.name), alias.name
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "README.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "docs/architecture.md",
-        "docs/executors.md",
-        "docs/hangs.md",
-        "docs/operations.md",
-        "docs/pools.md",
-        *(f"docs/executors/{page.name}" for page in sorted((ROOT / "docs" / "executors").iterdir())),
-        "docs/testing.md",
-    ],
-)
-def test_links_lead_to_files(file: str) -> None:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        if not target.startswith("https://"):
-            assert ((ROOT / file).parent / target).exists(), target
 
 
 def test_executors_of_the_examples_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
