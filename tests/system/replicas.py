@@ -1,11 +1,9 @@
 """Real replicas for tests of faults: processes of `dispatcher run` with short timings, and what they leave behind."""
 
-import contextlib
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from tests.events import Event, read_events
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0  # for what should take milliseconds: the machine may be busy
@@ -56,7 +55,7 @@ class Replica:
         module: str = "dispatcher",
         code: str | None = None,
     ) -> None:
-        self.metrics_port = _free_port()
+        self.metrics_port = free_port()
         self.log_file = folder / f"replica-{number}.log"
         more = dict(environment or {})
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
@@ -298,8 +297,3 @@ def count_sessions(conn: psycopg.Connection, name: str) -> int:
 def end_sessions(conn: psycopg.Connection, name: str) -> int:
     """Ends the daemons' sessions whose application name is like `name`; how many there were."""
     return len(conn.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {OURS}", [name]).fetchall())
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])

@@ -469,10 +469,11 @@ def test_job_s_own_deadline_ends_a_request_a_moment_before(hosts: Callable[..., 
 
 
 def test_nobody_there_is_another_try(hosts: Callable[..., None]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # held, so that nobody else is given it
         hosts(url := f"http://127.0.0.1:{closed.getsockname()[1]}")
-    with pytest.raises(Unreachable, match="Connection refused"), ask(context(), "GET", url):
-        pass
+        with pytest.raises(Unreachable, match="Connection refused"), ask(context(), "GET", url):
+            pass
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])
