@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from dispatcher.api import database
 from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.queries.operation import Rows, ask_async
 from tests.db.running import enqueue, publish, until
 from tests.db.serving import Served
 from tests.proxy import TcpProxy
@@ -108,6 +112,39 @@ def test_what_waits_when_the_database_falls_silent_is_answered_within_a_second(
     assert [answer.status_code for answer in answers] == [503] * 20
     proxy.restore()
     until(lambda: caller.get("/jobs").status_code == 200)
+
+
+def test_a_pulse_that_is_stopped_while_it_waits_for_a_silent_database_complains_of_nothing(
+    postgres_dsn: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API ends while its database is away: the question that the pulse has asked fails, and somebody hears it."""
+    complaints: list[dict[str, Any]] = []
+    dsn = conninfo.make_conninfo(postgres_dsn, port=proxy.port)
+
+    async def stop_amid() -> None:
+        asking = asyncio.Event()
+
+        async def ask(*args: Any, **options: Any) -> Rows:
+            asking.set()
+            return await ask_async(*args, **options)
+
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        db = database.Database(dsn, connections=1)
+        await db.open()
+        while db.away is not None:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(database, "ask_async", ask)
+        proxy.pause()
+        await asking.wait()
+        await db.close()
+        proxy.restore()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left)
+        del db, left
+        gc.collect()  # what nobody has heard is told when it is forgotten
+
+    asyncio.run(stop_amid())
+    assert complaints == []
 
 
 def _waiting(served: Served, connections: int) -> bool:
