@@ -17,6 +17,7 @@ from dispatcher.outcome import Outcome
 from dispatcher.queries import claims, outcomes, upkeep
 from tests import servers
 from tests.db.running import OWNER, as_job, claim, publish, session
+from tests.timing import quickest
 
 Plans = dict[tuple[str, str], str]
 Pages = dict[tuple[str, str], int]
@@ -398,17 +399,19 @@ def test_pending_jobs_are_found_by_jumps_from_turn_to_turn(plans: Plans, databas
 def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
     """Far above what it takes, and far below what it takes to look at every row."""
     with session(database) as daemon:
-        took, lanes = [], claims.list_lanes(daemon)
-        for _ in range(3):
+
+        def took_s() -> float:
             began = time.monotonic()
             lanes = claims.list_lanes(daemon)
             claimed = claim(daemon, lanes[0].lane.type, take=1000, tenant=lanes[0].lane.tenant)
             results = [Outcome.succeeded(as_job(each), None) for each in claimed]
             assert len(outcomes.finish_jobs(daemon, OWNER, results, free_only=False)) == 1000
             assert upkeep.next_due(daemon)[0] is not None
-            took.append(time.monotonic() - began)
-        assert len(lanes) == 4
-        assert min(took) < 0.3
+            took = time.monotonic() - began
+            assert len(lanes) == 4
+            return took
+
+        assert quickest(took_s, within_s=0.3, tries=10) < 0.3
 
 
 def test_what_follows_a_job_is_found_by_index_whenever_the_function_was_planned(plans: Plans, database: str) -> None:
