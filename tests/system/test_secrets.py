@@ -17,7 +17,7 @@ from psycopg import conninfo
 from dispatcher.embedded import EmbeddedPostgres
 from tests import servers
 from tests.system.api_process import ApiProcess, caller
-from tests.system.replicas import PATIENCE_S, ROOT, Fleet, until
+from tests.system.replicas import CALM, PATIENCE_S, ROOT, Fleet, until
 
 pytestmark = pytest.mark.system
 
@@ -71,7 +71,12 @@ def get(port: int, path: str) -> str:
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_replica_and_its_children_show_no_secret(fleet: Fleet, log_format: str) -> None:
     leader = fleet.start_leader(
-        executors="tests.system.pool_jobs", log_level="debug", log_format=log_format, processes="1", commands=COMMANDS
+        **CALM,
+        executors="tests.system.pool_jobs",
+        log_level="debug",
+        log_format=log_format,
+        processes="1",
+        commands=COMMANDS,
     )
     look = fleet.enqueue("command", program="look")
     fleet.until_all(look)
@@ -100,7 +105,7 @@ def test_replica_that_loses_its_database_tells_no_password(fleet: Fleet, postgre
 
 
 def test_api_shows_no_token_and_no_key(fleet: Fleet, dsn: str, tmp_path: Path) -> None:
-    fleet.start_leader()
+    fleet.start_leader(**CALM)
     with ApiProcess(dsn, tmp_path, log_level="debug").until_serves() as api:
         token = api.token()
         with caller(api.url, token) as http:
