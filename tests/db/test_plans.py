@@ -245,7 +245,6 @@ def plans(database: str, pages: Pages) -> Plans:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", EXPECTED)
-@pytest.mark.timeout(120)  # the first one makes the million
 def test_jobs_are_found_by_index_in_nested_loops(plans: Plans, stage: str, name: str) -> None:
     text = plans[stage, name]
     used = set(re.findall(r"Index (?:Only )?Scan(?: Backward)? using (job_\w+) on job", text))

@@ -67,7 +67,7 @@ def test_a_fork_that_outlives_its_job_delays_no_fail_over_and_has_no_way_to_the_
     killed = time.monotonic()
     fleet.until_leads(standby)
     fleet.until_started(held, pid=standby.pid)
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < 25  # before the lease is over, and orphan_after
     found = files.read_text()
     assert found.count("socket:") <= 2, "none but the pair by which the event loop wakes itself"
     assert ".lock" not in found

@@ -288,7 +288,7 @@ def test_a_second_sigterm_hurries(fleet: Fleet) -> None:
     leader.send(signal.SIGTERM)
     until(lambda: fleet.events("asked"), "the job has been asked to stop")
     assert leader.wait() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # before the grace is over
     assert fleet.job(id)["state"] == "scheduled"
 
 

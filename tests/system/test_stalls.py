@@ -14,7 +14,7 @@ import pytest
 from dispatcher.heart import HANG_S
 from tests.system.replicas import Fleet, Replica, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 JOBS = {"executors": "tests.system.fault_jobs,tests.system.hang_jobs", "shutdown_grace": "1s"}
 STALL_S = 5.0  # above the longest pause of a service here, which is 3 s
