@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from dispatcher.sql import statement
@@ -398,19 +399,24 @@ def test_pending_jobs_are_found_by_jumps_from_turn_to_turn(plans: Plans, databas
 def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
     """Far above what it takes, and far below what it takes to look at every row."""
     with session(database) as daemon:
+        backend = psutil.Process(daemon.info.backend_pid)
+
+        def spent_s() -> float:
+            """Of a core, by both ends: others on the machine do not count."""
+            return float(time.process_time() + sum(backend.cpu_times()[:2]))
 
         def took_s() -> float:
-            began = time.monotonic()
+            began = spent_s()
             lanes = claims.list_lanes(daemon)
             claimed = claim(daemon, lanes[0].lane.type, take=1000, tenant=lanes[0].lane.tenant)
             results = [Outcome.succeeded(as_job(each), None) for each in claimed]
             assert len(outcomes.finish_jobs(daemon, OWNER, results, free_only=False)) == 1000
             assert upkeep.next_due(daemon)[0] is not None
-            took = time.monotonic() - began
+            took = spent_s() - began
             assert len(lanes) == 4
             return took
 
-        assert quickest(took_s, within_s=0.3, tries=10) < 0.3
+        assert quickest(took_s, within_s=0.3) < 0.3
 
 
 def test_what_follows_a_job_is_found_by_index_whenever_the_function_was_planned(plans: Plans, database: str) -> None:

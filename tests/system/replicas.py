@@ -98,9 +98,10 @@ class Replica:
         return self.process.poll() is None
 
     def log(self) -> list[dict[str, Any]]:
-        """What it has logged so far."""
+        """What it has logged so far; a line that is just being written is none yet."""
         entries = []
-        for line in self.log_file.read_text().splitlines():
+        written, _, _ = self.log_file.read_bytes().rpartition(b"\n")
+        for line in written.decode().splitlines():
             try:
                 entries.append(json.loads(line))
             except ValueError:
