@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +13,8 @@ from typing import Self
 
 import psutil
 from distributed import Client
+
+from tests.ports import free_port
 
 PATIENCE_S = 30.0
 QUIET = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "30s", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
@@ -25,9 +26,7 @@ class Cluster:
     def __init__(self, folder: Path, *, workers: int = 4, threads: int = 25, nanny: bool = False) -> None:
         self._folder = folder
         self._count, self._threads, self._nanny = workers, threads, nanny
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import conninfo
 from xdist.scheduler import LoadScopeScheduling
 
@@ -22,6 +23,9 @@ from dispatcher.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_bi
 from dispatcher.embedded_binaries import major_version
 from tests import servers
 
+# A bound on an example's time, or on what generating it takes, tests how busy the machine is.
+settings.register_profile("untimed", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # What the developer's shell has set must not reach the code under test.
 for _name in list(os.environ):
     if _name.startswith(("DISPATCHER_", "PG")) and not _name.startswith(

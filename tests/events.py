@@ -44,6 +44,13 @@ def note(job: Job, what: str, why: str = "") -> None:
     append_event(Path(os.environ["TEST_EVENTS"]), job, what, why)
 
 
-def read_events(path: Path) -> list[Event]:
-    """All events so far, in the order of writing."""
-    return [Event(**json.loads(line)) for line in path.read_text().splitlines()]
+def count_lines(path: Path) -> int:
+    """How many events there are."""
+    return path.stat().st_size // LINE_BYTES
+
+
+def read_events(path: Path, *, skip: int = 0) -> list[Event]:
+    """All events so far but for the first ones, in the order of writing."""
+    with path.open("rb") as file:
+        file.seek(skip * LINE_BYTES)
+        return [Event(**json.loads(line)) for line in file.read().splitlines()]

@@ -18,6 +18,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from tests.ports import free_port
+
 
 class TcpProxy:
     def __init__(self, host: str, port: int) -> None:
@@ -28,7 +30,7 @@ class TcpProxy:
         self._lock = threading.Lock()
         self._links: dict[socket.socket, socket.socket | None] = {}  # a client's end, and the server's once it stands
         self._stranded: set[socket.socket] = set()
-        self._listener = self._listen(0)
+        self._listener = self._listen(free_port())  # comes back to it after a cut
         self.port: int = self._listener.getsockname()[1]
         self.restore()
 

@@ -175,12 +175,13 @@ class Database:
         asking = asyncio.create_task(ask_async(conn, connecting.BACKEND))
         try:
             await asyncio.wait([asking], timeout=PULSE_WITHIN_S)
-            late = not asking.done()
         finally:
-            if not asking.done():
+            if late := not asking.done():
                 cut(conn)
-        if late:
+            # Also where the pulse itself is stopped: an error that nobody hears would be a traceback in the log, and
+            # who closes the connection must not do so under a question.
             await asyncio.gather(asking, return_exceptions=True)
+        if late:
             raise DatabaseUnavailable("no answer in time")
         await asking
 

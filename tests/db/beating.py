@@ -51,7 +51,7 @@ class Beating:
             self.heart.step()
             return true()
 
-        until(stepped, within_s=3.0)
+        until(stepped)
 
     def taken(self) -> list[int]:
         return [each.claimed.id for each in self.leading.pool.taken]

@@ -161,8 +161,8 @@ def open_transaction(dsn: str, *statements: str) -> Iterator[psycopg.Connection[
         conn.rollback()
 
 
-def until(true: Callable[[], Any], within_s: float = 10.0) -> None:
-    """Waits for something that another process or the server does."""
+def until(true: Callable[[], Any], within_s: float = 30.0) -> None:
+    """Waits for something that another process or the server does; a busy machine may take its time."""
     pause, deadline = threading.Event(), time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -33,7 +33,7 @@ from tests.db.running import (
     until,
     value,
 )
-from tests.system.replicas import PATIENCE_S, Fleet
+from tests.system.replicas import CALM, PATIENCE_S, Fleet
 
 
 class Watch:
@@ -328,7 +328,7 @@ def fleet(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) ->
     name = servers.add_database(server, template=servers.MIGRATED)
     try:
         with Fleet(servers.role_dsn(server, name), tmp_path_factory.mktemp("telling")) as fleet:
-            fleet.start_pair()
+            fleet.start_pair(**CALM)
             yield fleet
     finally:
         servers.drop_database(server, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +15,16 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from dispatcher.api import database
 from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.queries.operation import Rows, ask_async
 from tests.db.running import enqueue, publish, until
 from tests.db.serving import Served
 from tests.proxy import TcpProxy
+from tests.timing import quickest
 
-WITHIN_S = 2.5  # a second, and what a busy machine adds; without the pulse it would be ten or more
+WITHIN_S = 1.5  # a second, and a little: for the quickest of some, since a busy machine adds to each
+AT_MOST_S = 8.0  # with all that it may add; without the pulse it would be ten or more
 
 
 @pytest.fixture
@@ -59,8 +65,9 @@ def test_requests_fail_within_a_second_and_work_again_by_themselves(
     else:
         proxy.pause()
 
-    def ask(number: int) -> None:
-        """From the first instant on, and while it stays away."""
+    def ask(number: int) -> float:
+        """From the first instant on, and while it stays away; how long the first answer took."""
+        first_s = list[float]()
         caller, until_s = callers[number], time.monotonic() + 3.0
         while time.monotonic() < until_s:
             method, path = ("POST", "/jobs") if number % 2 else ("GET", f"/jobs/{id}")
@@ -70,12 +77,15 @@ def test_requests_fail_within_a_second_and_work_again_by_themselves(
                 answer.text
             )
             assert answer.headers["retry-after"] == "1"
-            assert took < WITHIN_S, took
+            assert took < AT_MOST_S, took
+            first_s.append(took)
             health, took = timed(caller, "GET", "/healthz")
-            assert (health.status_code, took < WITHIN_S) == (200, True)
+            assert (health.status_code, took < AT_MOST_S) == (200, True)
+        return first_s[0]
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(ask, range(8)))
+        took_s = list(threads.map(ask, range(8)))
+    assert max(min(took_s[0::2]), min(took_s[1::2])) < WITHIN_S, took_s
     assert callers[0].get("/readyz").status_code == 503
     proxy.restore()
     until(lambda: callers[0].get("/readyz").status_code == 200)
@@ -104,10 +114,43 @@ def test_what_waits_when_the_database_falls_silent_is_answered_within_a_second(
         began = time.monotonic()
         for thread in threads:
             thread.join(20)
-        assert time.monotonic() - began < 2 * WITHIN_S  # to find out that it is silent, then to tell
+        assert time.monotonic() - began < AT_MOST_S
     assert [answer.status_code for answer in answers] == [503] * 20
     proxy.restore()
     until(lambda: caller.get("/jobs").status_code == 200)
+
+
+def test_a_pulse_that_is_stopped_while_it_waits_for_a_silent_database_complains_of_nothing(
+    postgres_dsn: str, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API ends while its database is away: the question that the pulse has asked fails, and somebody hears it."""
+    complaints: list[dict[str, Any]] = []
+    dsn = conninfo.make_conninfo(postgres_dsn, port=proxy.port)
+
+    async def stop_amid() -> None:
+        asking = asyncio.Event()
+
+        async def ask(*args: Any, **options: Any) -> Rows:
+            asking.set()
+            return await ask_async(*args, **options)
+
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        db = database.Database(dsn, connections=1)
+        await db.open()
+        while db.away is not None:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(database, "ask_async", ask)
+        proxy.pause()
+        await asking.wait()
+        await db.close()
+        proxy.restore()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left)
+        del db, left
+        gc.collect()  # what nobody has heard is told when it is forgotten
+
+    asyncio.run(stop_amid())
+    assert complaints == []
 
 
 def _waiting(served: Served, connections: int) -> bool:
@@ -123,8 +166,8 @@ def test_an_api_that_starts_before_its_database_comes_to_work(
     postgres.stop()
     with Served(postgres_dsn) as served:
         caller = served.caller(token)
-        answer, took = timed(caller, "GET", "/jobs")
-        assert (answer.status_code, took < WITHIN_S) == (503, True)
+        assert caller.get("/jobs").status_code == 503
+        assert quickest(lambda: timed(caller, "GET", "/jobs")[1], within_s=WITHIN_S) < WITHIN_S
         postgres.start()
         until(lambda: caller.get("/jobs").status_code == 200)
 

@@ -88,7 +88,6 @@ def errors(conn: Connection, id: int) -> list[str]:
     return [error["message"] for error in job(conn, id)["errors"] or []]
 
 
-@pytest.mark.timeout(120)
 def test_leader_ends_the_job_at_once_when_the_answer_comes(
     dsn: str, api: Served, site: Site, worker: Worker, conn: Connection, tmp_path: Path
 ) -> None:

@@ -349,7 +349,7 @@ def test_the_wait_stays_below_deadlock_timeout_and_leaves_no_line_in_the_servers
                 waited = time.monotonic() - began
                 assert not held
                 # Another waiter that does wait past deadlock_timeout shows that the log would have it.
-                assert waited < 1.0
+                assert waited < 4.0  # of the five seconds that it would
                 assert str(waiter.info.backend_pid) not in _log_since(server, before)
                 waiter.execute("set lock_timeout = '150ms'")
                 with pytest.raises(psycopg.errors.LockNotAvailable):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from dispatcher.sql import statement
@@ -17,6 +18,7 @@ from dispatcher.outcome import Outcome
 from dispatcher.queries import claims, outcomes, upkeep
 from tests import servers
 from tests.db.running import OWNER, as_job, claim, publish, session
+from tests.timing import quickest
 
 Plans = dict[tuple[str, str], str]
 Pages = dict[tuple[str, str], int]
@@ -244,7 +246,6 @@ def plans(database: str, pages: Pages) -> Plans:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", EXPECTED)
-@pytest.mark.timeout(120)  # the first one makes the million
 def test_jobs_are_found_by_index_in_nested_loops(plans: Plans, stage: str, name: str) -> None:
     text = plans[stage, name]
     used = set(re.findall(r"Index (?:Only )?Scan(?: Backward)? using (job_\w+) on job", text))
@@ -398,17 +399,24 @@ def test_pending_jobs_are_found_by_jumps_from_turn_to_turn(plans: Plans, databas
 def test_a_million_rows_cost_no_time(plans: Plans, database: str) -> None:
     """Far above what it takes, and far below what it takes to look at every row."""
     with session(database) as daemon:
-        took, lanes = [], claims.list_lanes(daemon)
-        for _ in range(3):
-            began = time.monotonic()
+        backend = psutil.Process(daemon.info.backend_pid)
+
+        def spent_s() -> float:
+            """Of a core, by both ends: others on the machine do not count."""
+            return float(time.process_time() + sum(backend.cpu_times()[:2]))
+
+        def took_s() -> float:
+            began = spent_s()
             lanes = claims.list_lanes(daemon)
             claimed = claim(daemon, lanes[0].lane.type, take=1000, tenant=lanes[0].lane.tenant)
             results = [Outcome.succeeded(as_job(each), None) for each in claimed]
             assert len(outcomes.finish_jobs(daemon, OWNER, results, free_only=False)) == 1000
             assert upkeep.next_due(daemon)[0] is not None
-            took.append(time.monotonic() - began)
-        assert len(lanes) == 4
-        assert min(took) < 0.3
+            took = spent_s() - began
+            assert len(lanes) == 4
+            return took
+
+        assert quickest(took_s, within_s=0.3) < 0.3
 
 
 def test_what_follows_a_job_is_found_by_index_whenever_the_function_was_planned(plans: Plans, database: str) -> None:

@@ -29,6 +29,7 @@ from tests.db.running import (
     until,
     value,
 )
+from tests.timing import quickest
 
 ERROR = JobError("exception", "ValueError: no")
 
@@ -155,22 +156,26 @@ def test_partial_without_errors_keeps_those_of_earlier_tries(
 def test_user_s_row_lock_does_not_hold_up_the_others(
     dsn: str, conn: Connection, lease: Connection, settling: Settling
 ) -> None:
-    ids = [enqueue(conn) for _ in range(100)]
-    claimed = claim(lease)
-    with open_transaction(dsn, f"select dispatcher.cancel({ids[50]})") as user:
-        settling.put(*map(execution, claimed))
-        began = time.monotonic()
+    def took_s() -> float:
+        before = settling.finished("succeeded")
+        ids = [enqueue(conn) for _ in range(100)]
+        claimed = claim(lease)
+        with open_transaction(dsn, f"select dispatcher.cancel({ids[50]})") as user:
+            settling.put(*map(execution, claimed))
+            began = time.monotonic()
+            settling.completer.step()
+            took = time.monotonic() - began
+            assert [state(conn, id) for id in ids].count("succeeded") == 99
+            settling.completer.step()  # still busy: neither lost nor counted as late
+            assert state(conn, ids[50]) == "running"
+            assert (settling.finished("succeeded") - before, settling.stale()) == (99, 0)
+            user.commit()
         settling.completer.step()
-        took = time.monotonic() - began
-        assert took < 0.5, took  # 50 ms of waiting, then the form that passes by
-        assert value(conn, "select count(*) from dispatcher.job where state = 'succeeded'") == 99
-        settling.completer.step()  # still busy: neither lost nor counted as late
-        assert state(conn, ids[50]) == "running"
-        assert (settling.finished("succeeded"), settling.stale()) == (99, 0)
-        user.commit()
-    settling.completer.step()
-    assert state(conn, ids[50]) == "succeeded"  # it ended before it heeded
-    assert (settling.finished("succeeded"), settling.stale(), len(settling.inflight)) == (100, 0, 0)
+        assert state(conn, ids[50]) == "succeeded"  # it ended before it heeded
+        assert (settling.finished("succeeded") - before, settling.stale(), len(settling.inflight)) == (100, 0, 0)
+        return took
+
+    assert quickest(took_s, within_s=0.5) < 0.5  # 50 ms of waiting, then the form that passes by
 
 
 def test_user_s_row_lock_does_not_hold_up_retries(

@@ -36,7 +36,6 @@ PROFILES = {
 }
 PROFILE = settings(
     PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "quick")],
-    deadline=None,
     database=None,
     report_multiple_bugs=False,
     suppress_health_check=[*HealthCheck],

@@ -193,7 +193,6 @@ def test_nothing_but_the_plugin_needs_pytest() -> None:
     assert "run_inline" in done.stdout
 
 
-@pytest.mark.timeout(120)
 def test_examples_of_the_documentation_pass(tmp_path: Path) -> None:
     """The very text of docs/testing.md, with the embedded PostgreSQL that it promises."""
     text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Literal
 import pytest
 from psycopg import conninfo
 
+from tests.ports import free_port
 from tests.system.machine import CACHE
 from tests.system.replicas import until
 
@@ -64,7 +65,7 @@ def pooled(dsn: str, mode: Literal["session", "transaction"], *, size: int = 20)
     with tempfile.TemporaryDirectory(prefix="pgd-pooler-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         command, environment = _program(Path(folder))
-        listen = _free_port()
+        listen = free_port()
         config = Path(folder, "pgbouncer.ini")
         config.write_text(CONFIG.format(**params, listen=listen, mode=mode, size=size))
         user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
@@ -97,11 +98,6 @@ def _program(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 def _installed() -> str | None:
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _accepts(port: int) -> bool:

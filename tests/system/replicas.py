@@ -1,11 +1,9 @@
 """Real replicas for tests of faults: processes of `dispatcher run` with short timings, and what they leave behind."""
 
-import contextlib
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,9 +16,10 @@ from typing import Any, TypeVar
 import psycopg
 
 from tests.events import Event, read_events
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 20.0  # for what should take milliseconds: the machine may be busy
+PATIENCE_S = 50.0  # for what should take milliseconds: the machine may be busy
 LOOK_S = 0.005  # neither a row nor a process of somebody else's can be waited for
 TIMINGS = {
     "heartbeat_interval": "100ms",
@@ -30,6 +29,8 @@ TIMINGS = {
     "shutdown_grace": "2s",
     "threads": "4",
 }
+CALM = {"lease_duration": "15s", "orphan_after": "60s"}
+"""For tests in which nobody falls silent: a busy machine must not make a leader do so."""
 T = TypeVar("T")
 
 
@@ -56,7 +57,7 @@ class Replica:
         module: str = "dispatcher",
         code: str | None = None,
     ) -> None:
-        self.metrics_port = _free_port()
+        self.metrics_port = free_port()
         self.log_file = folder / f"replica-{number}.log"
         more = dict(environment or {})
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DISPATCHER_"))}
@@ -97,9 +98,10 @@ class Replica:
         return self.process.poll() is None
 
     def log(self) -> list[dict[str, Any]]:
-        """What it has logged so far."""
+        """What it has logged so far; a line that is just being written is none yet."""
         entries = []
-        for line in self.log_file.read_text().splitlines():
+        written, _, _ = self.log_file.read_bytes().rpartition(b"\n")
+        for line in written.decode().splitlines():
             try:
                 entries.append(json.loads(line))
             except ValueError:
@@ -112,7 +114,7 @@ class Replica:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels, scraped now."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=PATIENCE_S) as answer:
             text = answer.read().decode()
         values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith((name + " ", name + "{"))]
         return sum(map(float, values))
@@ -133,6 +135,7 @@ class Fleet:
         self.replicas: list[Replica] = []
         self._admin_dsn = admin_dsn or dsn
         self._conn: psycopg.Connection | None = None
+        self._events: list[Event] = []
         (folder / "events").touch()
         (folder / "run").mkdir(exist_ok=True)
 
@@ -173,7 +176,7 @@ class Fleet:
     def start(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
         """A replica, once its lease session stands and it listens: it leads or stands by."""
         replica = self.launch(dsn=dsn, code=code, **settings)
-        self._until_up(replica)
+        self.until_up(replica)
         return replica
 
     def launch(self, *, dsn: str | None = None, code: str | None = None, **settings: str) -> Replica:
@@ -191,8 +194,8 @@ class Fleet:
     def start_pair(self, **settings: str) -> tuple[Replica, Replica]:
         """Two replicas: the one that leads, and the one that stands by."""
         one, other = self.launch(**settings), self.launch(**settings)
-        self._until_up(one)
-        self._until_up(other)
+        self.until_up(one)
+        self.until_up(other)
         leader_pid = until(self.leader_pid, "one of them leads")
         return (one, other) if leader_pid == one.pid else (other, one)
 
@@ -246,9 +249,10 @@ class Fleet:
 
     def events(self, what: str | None = None, *, job: int | None = None, pid: int | None = None) -> list[Event]:
         """What the executors wrote, in the order of writing."""
+        self._events += read_events(self.folder / "events", skip=len(self._events))  # who polls reads each once
         return [
             event
-            for event in read_events(self.folder / "events")
+            for event in self._events
             if what in (None, event.what) and job in (None, event.job) and pid in (None, event.pid)
         ]
 
@@ -257,7 +261,8 @@ class Fleet:
         wanted = set(ids)
         until(lambda: wanted <= {event.job for event in self.events("start", pid=pid)}, "the jobs have started")
 
-    def _until_up(self, replica: Replica) -> None:
+    def until_up(self, replica: Replica) -> None:
+        """Waits until its lease session stands and it listens."""
         replica.id = until(lambda: self._connected(replica), "the replica has connected")
         until(lambda: replica.metric("dispatcher_listener_connected"), "the replica listens")
 
@@ -298,8 +303,3 @@ def count_sessions(conn: psycopg.Connection, name: str) -> int:
 def end_sessions(conn: psycopg.Connection, name: str) -> int:
     """Ends the daemons' sessions whose application name is like `name`; how many there were."""
     return len(conn.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {OURS}", [name]).fetchall())
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.replicas import Fleet, Replica, overlaps, until
+from tests.system.replicas import CALM, Fleet, Replica, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -67,7 +67,7 @@ def test_a_fork_that_outlives_its_job_delays_no_fail_over_and_has_no_way_to_the_
     killed = time.monotonic()
     fleet.until_leads(standby)
     fleet.until_started(held, pid=standby.pid)
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < 25  # before the lease is over, and orphan_after
     found = files.read_text()
     assert found.count("socket:") <= 2, "none but the pair by which the event loop wakes itself"
     assert ".lock" not in found
@@ -103,7 +103,7 @@ def _gone(pid: int) -> bool:
 
 
 def test_a_fork_dies_of_the_signal_that_its_job_sends(fleet: Fleet) -> None:
-    fleet.start_leader(**JOBS)
+    fleet.start_leader(**CALM, **JOBS)
     [id] = fleet.enqueue("bad.terminate")
     fleet.until_all([id])
     assert fleet.job(id)["result"] == -signal.SIGTERM
@@ -202,7 +202,7 @@ def test_an_exception_raised_in_other_workers_fails_their_jobs_and_costs_no_thre
 
 @pytest.mark.parametrize("what", ["exit", "handler", "interrupt"])
 def test_what_a_job_may_try_against_its_process_fails_that_job_alone(fleet: Fleet, what: str) -> None:
-    leader = fleet.start_leader(**JOBS)
+    leader = fleet.start_leader(**CALM, **JOBS)
     [id] = fleet.enqueue("bad.harmless", what=what)
     fleet.until_all([id], "failed")
     fleet.until_all(fleet.enqueue("quick", 5))
@@ -211,7 +211,7 @@ def test_what_a_job_may_try_against_its_process_fails_that_job_alone(fleet: Flee
 
 
 def test_a_job_that_makes_threading_forget_its_threads_disturbs_nobody(fleet: Fleet) -> None:
-    leader = fleet.start_leader(**JOBS)
+    leader = fleet.start_leader(**CALM, **JOBS)
     fleet.until_all(fleet.enqueue("bad.threading"))
     fleet.until_all(fleet.enqueue("quick", 20, seconds=0.02))
     leader.send(signal.SIGTERM)
@@ -228,7 +228,7 @@ def test_a_job_that_sends_sigterm_to_its_own_process_stops_it_gracefully(fleet: 
 
 
 def test_a_thread_that_a_job_leaves_behind_does_not_keep_a_stopped_replica(fleet: Fleet) -> None:
-    leader = fleet.start_leader(**JOBS)
+    leader = fleet.start_leader(**CALM, **JOBS)
     fleet.until_all(fleet.enqueue("bad.thread_left"))
     leader.send(signal.SIGTERM)
     assert leader.wait(10) == 0

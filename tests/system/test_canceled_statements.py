@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.system.exhausted import Watch
-from tests.system.replicas import Fleet, Replica, overlaps, until
+from tests.system.replicas import CALM, Fleet, Replica, overlaps, until
 
 pytestmark = pytest.mark.system
 CANCEL = """
@@ -57,7 +57,7 @@ def test_a_claim_that_is_refused_ever_again_makes_neither_haste_nor_noise_and_mo
     fleet: Fleet, kind: str
 ) -> None:
     """Another leader would be refused, too."""
-    leader, standby = fleet.start_pair()
+    leader, standby = fleet.start_pair(**CALM)
     fleet.until_all(fleet.enqueue("quick"))
     term = fleet.term()
     fleet.conn.execute(REFUSE.format(kind=kind).encode())
@@ -71,7 +71,7 @@ def test_a_claim_that_is_refused_ever_again_makes_neither_haste_nor_noise_and_mo
 
 @pytest.mark.parametrize("setting", ["statement_timeout = '30ms'", "default_transaction_read_only = on"])
 def test_defaults_that_are_set_under_way_do_not_reach_the_replicas(fleet: Fleet, setting: str) -> None:
-    leader = fleet.start_leader()
+    leader = fleet.start_leader(**CALM)
     name = fleet.conn.info.dbname
     fleet.conn.execute(f"alter database {name} set {setting}".encode())
     fleet.conn.execute(

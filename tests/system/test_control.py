@@ -2,17 +2,17 @@
 
 import itertools
 import signal
-import time
 
 import pytest
 
-from tests.system.replicas import Fleet, until
+from tests.system.replicas import CALM, Fleet, until
 
 pytestmark = pytest.mark.system
+LATE_S = 0.2  # between a claim's look at the clock and its start in the server, on a busy machine
 
 
 def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet) -> None:
-    leader, standby = fleet.start_pair(poll_interval="20s")  # nothing is found by polling
+    leader, standby = fleet.start_pair(**CALM, poll_interval="120s")  # nothing is found by polling
     [runs] = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started([runs])
     fleet.query("select dispatcher.pause('hold')")
@@ -31,9 +31,12 @@ def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet
 
 
 def test_rate_holds_through_a_change_of_leader(fleet: Fleet) -> None:
-    """The new leader begins with an empty bucket: over any time at most a burst more than the rate has it."""
+    """The new leader begins with an empty bucket: over any time at most a burst more than the rate has it.
+
+    It goes by its own clock, before it asks; here it is seen by the server's, some moments later.
+    """
     rate, burst = 50.0, 5
-    leader, standby = fleet.start_pair()
+    leader, standby = fleet.start_pair(**CALM)
     fleet.query("select dispatcher.set_limit('quick', '{\"rate\": 50, \"burst\": 5}')")
     until(lambda: leader.metric("dispatcher_rate") == rate, "the leader has heard of it")
     ids = fleet.enqueue("quick", 100)
@@ -46,11 +49,11 @@ def test_rate_holds_through_a_change_of_leader(fleet: Fleet) -> None:
         for (at,) in fleet.query("select extract(epoch from started_at)::float8 from dispatcher.job where attempt = 1")
     )
     for first, last in itertools.combinations(range(len(claimed)), 2):
-        assert last - first + 1 <= 2 * burst + rate * (claimed[last] - claimed[first]) + 1
+        assert last - first + 1 <= 2 * burst + rate * (claimed[last] - claimed[first] + LATE_S) + 1
 
 
 def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
-    leader = fleet.start_leader(poll_interval="20s")
+    leader = fleet.start_leader(**CALM, poll_interval="120s")  # nothing is found by polling
     ids = fleet.enqueue("hold", 4, until=str(fleet.gate()))
     fleet.until_started(ids)
     fleet.query("select dispatcher.set_limit('hold', '{\"limit\": 1}')")
@@ -60,10 +63,8 @@ def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
     fleet.until_all(ids)
     until(lambda: len(fleet.events("start")) == 5, "one more has started")
     assert fleet.value("select count(*) from dispatcher.job where state = 'running'") == 1
-    began = time.monotonic()
     fleet.query("select dispatcher.set_limit('hold', '{\"limit\": null}')")
     fleet.until_started(more)
-    assert time.monotonic() - began < 20  # not by polling
     fleet.gate("second").touch()
     fleet.until_all(more)
 
@@ -71,7 +72,7 @@ def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
 @pytest.mark.parametrize("aging", ["0s", "10min"])
 def test_old_job_of_low_priority_starts_first_only_with_the_setting(fleet: Fleet, aging: str) -> None:
     """Also where it has waited under a leader before."""
-    leader, standby = fleet.start_pair(threads="1", priority_aging=aging)
+    leader, standby = fleet.start_pair(**CALM, threads="1", priority_aging=aging)
     blocking = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started(blocking)
     [old, new] = fleet.enqueue("quick", 2)

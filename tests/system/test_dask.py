@@ -17,7 +17,7 @@ from tests.cluster import Cluster, kill
 from tests.events import Event
 from tests.system.replicas import Fleet, Replica, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.system
 
 ORPHAN_AFTER_S = 2.5
 DASK = {"executors": "tests.system.dask_jobs", "orphan_after": f"{ORPHAN_AFTER_S}s", "shutdown_grace": "1s"}

@@ -18,7 +18,7 @@ from tests import far_jobs
 from tests.cluster import Cluster
 from tests.pooling import Pooling
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def start(flights: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def test_every_check_holds_at_small_size(flights: Path) -> None:
     with start(flights, "--jobs", "20") as demo:
-        output, errors = demo.communicate(timeout=55)
+        output, errors = demo.communicate(timeout=150)
     assert (demo.returncode, errors) == (0, ""), output + errors
     assert "kill -9 of the leader" in output
     assert f"{ROWS:,} of {ROWS:,}, 0 missing, 0 too many" in output
@@ -60,8 +60,8 @@ def test_an_interrupt_in_the_middle_leaves_no_process_behind(flights: Path, tmp_
         replicas = [pid for pid in _children(demo.pid) if b"run" in _command(pid)]
         assert len(replicas) == 2
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(20) == 130
-    deadline = time.monotonic() + 10
+        assert demo.wait(60) == 130
+    deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}/cmdline").exists() and _command(pid) for pid in replicas):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded import EmbeddedPostgres
-from tests.system.replicas import Fleet, Replica, count_sessions, end_sessions, overlaps, until
+from tests.system.replicas import CALM, PATIENCE_S, Fleet, Replica, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture
 def leader(fleet: Fleet) -> Replica:
-    return fleet.start_leader()
+    return fleet.start_leader(**CALM)
 
 
 def ask_to_resign(fleet: Fleet, replica: Replica) -> None:
@@ -121,8 +121,10 @@ def test_a_late_outcome_changes_nothing_and_is_counted(fleet: Fleet, leader: Rep
 # What the jobs of others must not cost
 
 
-def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet, leader: Replica) -> None:
-    """Three jobs come due in the middle of many quick ones, and there are threads for all of them."""
+def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet) -> None:
+    """Three jobs come due in the middle of many quick ones, and there are threads for all of them: none is left to the
+    next poll."""
+    fleet.start_leader(**CALM, poll_interval="120s")
     spread = []
     for turn in range(8):
         gate = fleet.gate(f"gate-{turn}")
@@ -139,7 +141,7 @@ def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet, leader: Rep
         gate.touch()
         fleet.until_all(quick + ids)
     print("\nfrom the first to the last of three slow jobs:", *(f"{1000 * each:.0f} ms" for each in spread))
-    assert max(spread) < 0.2
+    assert max(spread) < PATIENCE_S / 2
 
 
 # Sessions ended
@@ -286,7 +288,7 @@ def test_a_second_sigterm_hurries(fleet: Fleet) -> None:
     leader.send(signal.SIGTERM)
     until(lambda: fleet.events("asked"), "the job has been asked to stop")
     assert leader.wait() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # before the grace is over
     assert fleet.job(id)["state"] == "scheduled"
 
 

@@ -241,7 +241,7 @@ def test_a_removed_replica_that_still_runs_jobs_ends_at_once(fleet: Fleet) -> No
     fleet.query("delete from dispatcher.replica where id = %s returning id", leader.id)
     removed = time.monotonic()
     assert leader.wait() == 1
-    assert time.monotonic() - removed < 5
+    assert time.monotonic() - removed < 15  # before the grace is over
     assert len(fleet.events("start")) == 1, "it starts nothing more"
 
 

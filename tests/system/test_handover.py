@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.system.replicas import Fleet, until
+from tests.system.replicas import CALM, Fleet, until
 
 pytestmark = pytest.mark.system
 
@@ -15,10 +15,10 @@ OLD, NEW = "tests.system.fault_jobs", "tests.system.fault_jobs,tests.system.endi
 
 def test_job_of_a_type_that_only_a_standby_knows_runs(fleet: Fleet) -> None:
     """As in a rolling update: whoever knows more asks for the lease, and whoever knows less never takes it back."""
-    old = fleet.start_leader(executors=OLD)
+    old = fleet.start_leader(**CALM, executors=OLD)
     [held] = fleet.enqueue("hold", 1, until=str(fleet.gate()))
     fleet.until_started([held], pid=old.pid)
-    new = fleet.start(executors=NEW)
+    new = fleet.start(**CALM, executors=NEW)
     fleet.conn.execute("create table effect (job bigint, attempt integer)")
     [id] = fleet.enqueue("ending", 1, way="partial")
     fleet.until_all([id], "partial")

@@ -23,7 +23,7 @@ from dispatcher.embedded import EmbeddedPostgres
 from dispatcher.errors import UnsupportedServer
 from tests.system.api_process import ApiProcess, caller
 from tests.system.pgbouncer import pooled
-from tests.system.replicas import ROOT, Fleet
+from tests.system.replicas import CALM, ROOT, Fleet
 
 pytestmark = pytest.mark.system
 
@@ -48,7 +48,7 @@ def pooled_dsn(postgres_dsn: str, mode: Mode) -> Iterator[str]:
 def fleet(postgres_dsn: str, tmp_path: Path) -> Iterator[Fleet]:
     """A replica that is connected directly."""
     with Fleet(postgres_dsn, tmp_path) as fleet:
-        fleet.start_leader()
+        fleet.start_leader(**CALM)
         yield fleet
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.system.replicas import Fleet, Replica, until
+from tests.system.replicas import CALM, Fleet, Replica, until
 
 pytestmark = pytest.mark.system
 
@@ -75,7 +75,7 @@ def test_a_stop_ends_or_gives_back_what_runs_in_processes(fleet: Fleet, stubborn
 
 
 def test_a_canceled_job_in_a_process_stops(fleet: Fleet) -> None:
-    fleet.start_leader(**JOBS)
+    fleet.start_leader(**CALM, **JOBS)
     ids = hold_two(fleet)
     fleet.query("select dispatcher.cancel(%s)", ids[0])
     fleet.until_all(ids[:1], "canceled")
@@ -87,7 +87,7 @@ def test_a_canceled_job_in_a_process_stops(fleet: Fleet) -> None:
 
 def test_a_job_in_a_process_completes_itself_with_its_own_writes(fleet: Fleet) -> None:
     fleet.conn.execute("create table done (job bigint, seen integer)")
-    fleet.start_leader(**JOBS)
+    fleet.start_leader(**CALM, **JOBS)
     [id] = fleet.enqueue("far.complete")
     fleet.until_all([id])
     assert fleet.query("select job, seen from done") == [(id, 1)]

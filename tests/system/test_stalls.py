@@ -14,11 +14,10 @@ import pytest
 from dispatcher.heart import HANG_S
 from tests.system.replicas import Fleet, Replica, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.system
 
 JOBS = {"executors": "tests.system.fault_jobs,tests.system.hang_jobs", "shutdown_grace": "1s"}
 STALL_S = 5.0  # above the longest pause of a service here, which is 3 s
-LEASE_S = 0.6
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +50,8 @@ def test_a_heart_that_hangs_loses_the_lease_at_once_and_its_process_soon(fleet: 
     fleet.until_started(ids)
     hung = hang(fleet, "heart")
     fleet.until_leads(standby)
-    assert time.monotonic() - hung < LEASE_S + 2.0
+    assert time.monotonic() - hung < HANG_S / 2
+    assert leader.alive, "PostgreSQL has ended its session, its own end comes later"
     fleet.until_all(fleet.enqueue("quick", 3))
     assert leader.wait(HANG_S + 15) == 1
     assert "the heart makes no progress" in report(leader)[0]
@@ -131,7 +131,7 @@ def test_the_watchdog_is_fed_by_a_replica_that_goes_on_and_not_by_one_that_hangs
         fleet.enqueue("quick")
         while b"STOPPING=1" not in systemd.recv(4096):
             pass
-        assert time.monotonic() - hung < STALL_S + 5
+        assert time.monotonic() - hung < 60.0, "it is impatient: others wait for 90 s"
         assert leader.wait() == 1
         systemd.setblocking(False)
         assert not any(b"WATCHDOG=1" in word for word in rest(systemd)), "it drains, and still hangs"

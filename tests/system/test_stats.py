@@ -5,13 +5,13 @@ import signal
 import pytest
 
 from dispatcher import Client
-from tests.system.replicas import Fleet, count_sessions, until
+from tests.system.replicas import CALM, Fleet, count_sessions, until
 
 pytestmark = pytest.mark.system
 
 
 def test_every_job_of_a_leader_told_to_stop_is_counted_and_the_idle_one_asked_nothing(fleet: Fleet, dsn: str) -> None:
-    leader, standby = fleet.start_pair()
+    leader, standby = fleet.start_pair(**CALM)
     ids = fleet.enqueue("quick", 300)
     fleet.until_all(ids)
     assert count_sessions(fleet.conn, "dispatcher teller") <= 1  # the stand-by opens none

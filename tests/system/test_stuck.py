@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.system.replicas import Fleet, Replica, until
+from tests.system.replicas import CALM, Fleet, Replica, until
 
 pytestmark = pytest.mark.system
 
@@ -36,7 +36,7 @@ def said(replica: Replica, event: str) -> str:
 
 
 def test_a_stuck_thread_shows_its_stack_while_it_is_stuck_and_once_at_the_end(fleet: Fleet) -> None:
-    fleet.start_leader(**JOBS)
+    fleet.start_leader(**CALM, **JOBS)
     gate = fleet.gate()
     [id] = fleet.enqueue("late", until=str(gate))
     until(lambda: fleet.job(id)["errors"], "it shows")
@@ -51,7 +51,7 @@ def test_a_stuck_thread_shows_its_stack_while_it_is_stuck_and_once_at_the_end(fl
 
 
 def test_a_stuck_job_whose_row_is_locked_shows_its_stack_once_the_lock_is_gone(fleet: Fleet) -> None:
-    leader = fleet.start_leader(**JOBS)
+    leader = fleet.start_leader(**CALM, **JOBS)
     [id] = fleet.enqueue("late", until=str(fleet.gate("never")))
     fleet.until_started([id])
     with fleet.conn.transaction():
@@ -62,7 +62,7 @@ def test_a_stuck_job_whose_row_is_locked_shows_its_stack_once_the_lock_is_gone(f
 
 
 def test_past_max_stuck_threads_the_lease_goes_first_and_the_stuck_jobs_have_failed_for_good(fleet: Fleet) -> None:
-    leader, standby = fleet.start_pair(**JOBS, max_stuck_threads="1")
+    leader, standby = fleet.start_pair(**CALM, **JOBS | {"shutdown_grace": "20s"}, max_stuck_threads="1")
     held = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started(held)
     ids = fleet.enqueue("late", 2, until=str(fleet.gate("never")))
@@ -101,7 +101,7 @@ def test_what_does_not_end_in_the_grace_is_given_back_without_a_failure(fleet: F
 
 @pytest.mark.parametrize("most", ["2", "never"])
 def test_no_more_stuck_threads_than_allowed_disturb_nobody(fleet: Fleet, most: str) -> None:
-    leader = fleet.start_leader(**JOBS, threads="3", max_stuck_threads=most)
+    leader = fleet.start_leader(**CALM, **JOBS, threads="3", max_stuck_threads=most)
     stick(fleet, count=2)
     until(lambda: leader.metric("dispatcher_stuck_threads") == 2, "they are counted")
     fleet.until_all(fleet.enqueue("quick", 5))
@@ -152,7 +152,7 @@ def test_a_coroutine_that_holds_the_event_loop_ends_its_replica(fleet: Fleet) ->
 
 
 def test_a_coroutine_that_does_not_end_costs_its_own_place_only(fleet: Fleet) -> None:
-    leader = fleet.start_leader(**JOBS)
+    leader = fleet.start_leader(**CALM, **JOBS)
     [id] = fleet.enqueue("loop.ignores")
     until(lambda: fleet.job(id)["timed_out"], "it is shown as timed out")
     assert "loop_ignores" in fleet.job(id)["errors"][0]["trace"]

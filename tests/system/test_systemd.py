@@ -20,7 +20,7 @@ from tests.system import installation
 from tests.system.installation import API, PORTS, UNITS, Host
 from tests.system.machine import Machine, MachineError, nspawn
 
-pytestmark = [pytest.mark.system, pytest.mark.systemd, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.systemd]
 
 SOCKET = "/run/postgresql-of-the-test"
 PROGRAMS = {"sleep": "/usr/bin/sleep", "sh": ["/usr/bin/sh", "-c"]}

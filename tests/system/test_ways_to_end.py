@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from dispatcher import Client
-from tests.system.replicas import Fleet, Replica, count_sessions, until
+from tests.system.replicas import CALM, Fleet, Replica, count_sessions, until
 
 pytestmark = pytest.mark.system
 
@@ -50,7 +50,7 @@ def fleet(dsn: str, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def start(fleet: Fleet) -> Replica:
-    return fleet.start_leader(executors=EXECUTORS, threads="16")
+    return fleet.start_leader(**CALM, executors=EXECUTORS, threads="16")
 
 
 def enqueue(fleet: Fleet, step: str, ways: dict[str, tuple[str, int, int]]) -> dict[str, int]:
@@ -221,10 +221,10 @@ def test_killed_after_it_stored_a_file_leaves_none_once_the_job_is_removed(fleet
     """The first attempt's file is named by no row; it goes with the job's all the same."""
     store = tmp_path / "store"
     settings = {"executors": EXECUTORS, "result_store": str(store), "max_result_bytes": "100"}
-    replica = fleet.start_leader(**settings)
+    replica = fleet.start_leader(**CALM, **settings)
     [id] = fleet.enqueue("stores", step="stored", die=True)
     assert replica.wait() == -signal.SIGKILL
-    replica = fleet.start_leader(**settings)
+    replica = fleet.start_leader(**CALM, **settings)
     until(lambda: fleet.states([id]) == {id: "succeeded"}, "it has succeeded")
     url = fleet.job(id)["result_url"]
     [installation] = store.iterdir()
@@ -235,7 +235,7 @@ def test_killed_after_it_stored_a_file_leaves_none_once_the_job_is_removed(fleet
         assert client.result(id) == "y" * 1000
     replica.send(signal.SIGTERM)
     assert replica.wait() == 0
-    fleet.start_leader(**settings, retention_succeeded="0s")
+    fleet.start_leader(**CALM, **settings, retention_succeeded="0s")
     until(lambda: not list(installation.iterdir()), "job and files are gone")
     assert fleet.states([id]) == {}
 

@@ -28,7 +28,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "bin/dispatcher"
 
 
-@pytest.mark.timeout(180)
 def test_wheel_runs_without_the_checkout(command: Path, empty_dsn: str, tmp_path: Path) -> None:
     environment = {
         "PATH": os.defpath,

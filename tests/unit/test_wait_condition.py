@@ -165,11 +165,11 @@ def test_message_names_the_comparison_that_fails() -> None:
 
 @pytest.mark.parametrize("hostile", ["(a+)+$", "a" * 100_000 + "!", "{__import__('os')}", "%s%n", "/*"])
 def test_hostile_text_is_only_a_text(hostile: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # not what others do meanwhile
     answer = {"a": "a" * 1_000_000}
     for comparison in ("equals", "contains", "starts_with"):
         assert not holds({"path": "/a", comparison: hostile}, answer)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from dispatcher.context import Context, Interrupted
 from dispatcher.executor import Fail
 from dispatcher.job import CancelReason
+from tests.ports import free_port
 from tests.unit.workspace_runner import context, run
 
 ME = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"} | {
@@ -442,9 +443,7 @@ def test_link_that_stays_inside_is_kept_and_one_of_another_branch_is_refused_the
 
 
 def test_real_server_is_cloned_from(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["git", "daemon", "--listen=127.0.0.1", f"--port={port}", f"--base-path={origin.parent}", "--export-all"]
     server = subprocess.Popen([*command, "--reuseaddr"], stderr=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from tests.bench import jobs
 from tests.bench.scenarios.measures import Measures, Size
 from tests.bench.stage import ROOT, BenchFailed, Stage, stage
+from tests.ports import free_port
 
 CONNECTIONS = 32
 READ = 1_000  # jobs, in turn
@@ -78,8 +78,7 @@ def load(port: int, requests: Sequence[str], seconds: float, rate: float = 0.0) 
 @contextmanager
 def serve(own: Stage) -> Iterator[tuple[int, str]]:
     """A process of `dispatcher api`: its port, and a token."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     _, token = own.client.create_token("bench", role="admin")
     server = subprocess.Popen(
         [sys.executable, "-m", "dispatcher", "api", "--api-port", str(port)],
