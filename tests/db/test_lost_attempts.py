@@ -10,7 +10,7 @@ from collections.abc import Callable, Sized
 import pytest
 
 from dispatcher.db import Connection
-from dispatcher.job import Job
+from dispatcher.job import FINAL, Job
 from dispatcher.outcome import JobError, Outcome
 from dispatcher.queries import claims, outcomes
 from tests.db.running import OWNER, as_job, claim, enqueue, value
@@ -60,3 +60,54 @@ def test_what_is_written_of_a_running_attempt_finds_its_row(
     enqueue(conn)
     (running,) = claim(lease)
     assert len(write(lease, as_job(running))) == 1
+
+
+RECORDED: dict[str, Callable[[Job], Outcome]] = {
+    "success": lambda j: Outcome.succeeded(j, None),
+    "failure": lambda j: Outcome.failed(j, ERROR),
+    "snooze": lambda j: Outcome.snooze(j, 60.0),
+}
+
+
+def end(conn: Connection, owner: int, outcome: Outcome) -> None:
+    """Records it as the completer of that owner does."""
+    if outcome.state in FINAL:
+        outcomes.finish_jobs(conn, owner, [outcome], free_only=False)
+    else:
+        outcomes.reschedule_jobs(conn, owner, [outcome])
+
+
+@pytest.mark.parametrize("outcome", RECORDED.values(), ids=RECORDED.keys())
+def test_an_end_whose_answer_was_lost_is_known_by_its_row(
+    conn: Connection, lease: Connection, outcome: Callable[[Job], Outcome]
+) -> None:
+    enqueue(conn)
+    (claimed,) = claim(lease)
+    ended = outcome(as_job(claimed))
+    assert outcomes.list_recorded(lease, OWNER, [ended]) == set()
+    end(lease, OWNER, ended)
+    assert outcomes.list_recorded(lease, OWNER, [ended]) == {(claimed.id, claimed.attempt)}
+
+
+@pytest.mark.parametrize("outcome", RECORDED.values(), ids=RECORDED.keys())
+def test_the_same_end_of_the_next_attempt_is_not_that_of_a_lost_one(
+    conn: Connection, lease: Connection, outcome: Callable[[Job], Outcome]
+) -> None:
+    enqueue(conn)
+    (lost,) = claim(lease)
+    conn.execute("update dispatcher.job set state = 'pending'")  # its session was lost before the outcome was sent
+    (fresh,) = claim(lease)
+    end(lease, OWNER, outcome(as_job(fresh)))
+    assert outcomes.list_recorded(lease, OWNER, [outcome(as_job(lost))]) == set()
+
+
+def test_the_same_end_of_an_attempt_whose_number_was_given_out_again_is_its_new_owners(
+    conn: Connection, lease: Connection
+) -> None:
+    enqueue(conn)
+    (lost,) = claim(lease)
+    conn.execute("update dispatcher.job set owner = 2")
+    ended = Outcome.succeeded(as_job(lost), None)
+    end(lease, 2, ended)
+    assert outcomes.list_recorded(lease, 2, [ended]) == {(lost.id, lost.attempt)}
+    assert outcomes.list_recorded(lease, OWNER, [ended]) == set()

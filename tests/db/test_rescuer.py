@@ -270,6 +270,18 @@ def test_an_owner_without_a_row_is_rescued_as_well(conn: Connection, observer: O
     assert conn.execute("select count(*) from dispatcher.claim").fetchone() == (0,)
 
 
+def test_nobody_takes_jobs_from_itself(dsn: str, conn: Connection) -> None:
+    """Its lease session may be away while it has not noticed, and its jobs run on."""
+    own = register(conn)
+    id = running_job(conn, own)
+    with watching(dsn, own) as observer:
+        observer.rescuer.look()
+        observer.clock.now += ORPHAN_AFTER_S + 1
+        observer.rescuer.look()
+    assert job(conn, id) == ("running", 1, 0, own)
+    assert known(conn, own)
+
+
 def test_replicas_of_another_lease_are_none_of_its_business(conn: Connection, observer: Observer) -> None:
     row = conn.execute("insert into dispatcher.lease (name) values ('other') returning number").fetchone()
     assert row is not None
