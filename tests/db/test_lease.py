@@ -180,6 +180,18 @@ def test_no_term_begins_without_the_lock(conn: Connection, leader: Lease, standb
     assert lease_row(conn) == before
 
 
+def test_no_timeline_is_noted_without_the_lock(conn: Connection, leader: Lease, standby: Lease) -> None:
+    """Else a former leader could end the wait of the present one."""
+    conn.execute("update dispatcher.lease set timeline = '000000FF'")
+    assert standby.conn is not None
+    assert leader.conn is not None
+    noted = "select timeline <> '000000FF' from dispatcher.lease"
+    statements.note_timeline(standby.conn, 1)
+    assert conn.execute(noted).fetchone() == (False,)
+    statements.note_timeline(leader.conn, 1)
+    assert conn.execute(noted).fetchone() == (True,)
+
+
 def test_leases_of_other_names_do_not_disturb_one_another(dsn: str, conn: Connection, leader: Lease) -> None:
     number = statements.ensure_lease(conn, "reports")
     assert number != 1

@@ -1,5 +1,7 @@
 """A replica's sign of life: the lock on its lease session, and the incarnation that grows with each taking."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,9 +9,11 @@ import pytest
 from dispatcher import fence
 from dispatcher.db import Connection
 from dispatcher.queries import claims, replicas
+from dispatcher.queries import lease as statements
 from dispatcher.queries.claims import Lane, Take
+from dispatcher.services import lease as lease_module
 from dispatcher.services.lease import ReplicaGone
-from tests.db.contenders import backend, beat, closed, contender, gone, register
+from tests.db.contenders import Clock, backend, beat, closed, contender, gone, register
 
 
 def row(conn: Connection, replica: int) -> Any:
@@ -79,6 +83,35 @@ def test_a_lock_without_its_row_counts_no_incarnation(dsn: str, conn: Connection
         assert lease.conn is not None
         assert replicas.raise_incarnation(conn, lease._replica) is None, "another session's lock"
         assert replicas.raise_incarnation(lease.conn, lease._replica) == 2
+
+
+def test_a_slow_answer_does_not_stretch_trust(dsn: str, conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may have begun to count when it was sent: the server was silent from then on for all that is known."""
+    clock = Clock()
+    monkeypatch.setattr(lease_module, "boottime", clock)
+
+    def slow(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **more: Any) -> Any:
+            answer = ask(*args, **more)
+            clock.now += 10.0
+            return answer
+
+        return asked
+
+    for module, name in (
+        (replicas, "registered_at"),
+        (replicas, "take_liveness"),
+        (replicas, "raise_incarnation"),
+        (statements, "wait_lease"),
+        (statements, "beat"),
+    ):
+        monkeypatch.setattr(module, name, slow(getattr(module, name)))
+    with contender(dsn, register(conn)) as lease:
+        for ask in (lease.connect, lease.contend, partial(beat, lease)):
+            sent = clock.now
+            ask()
+            assert lease.trusted_from == sent
+            assert clock.now > sent
 
 
 def test_trust_is_counted_from_before_the_request_on_this_session_only(dsn: str, conn: Connection) -> None:

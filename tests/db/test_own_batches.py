@@ -62,6 +62,22 @@ def late(job: Job, ctx: Context) -> str:
     return "refused"
 
 
+def asked(job: Job, ctx: Context) -> int:
+    """After somebody asked the job to stop, which nobody has told it."""
+    with ctx.connect() as conn:
+        conn.execute("select dispatcher.cancel(%s)", [job.id])
+    return ctx.enqueue_batch("quick", [{}])
+
+
+def ended(job: Job, ctx: Context) -> str:
+    """After it has completed itself: nothing would gather the batch, and nothing cancel it."""
+    with ctx.connect() as conn:
+        ctx.complete(conn)
+    with pytest.raises(AttemptLost):
+        ctx.enqueue_batch("quick", [{}])
+    return "refused"
+
+
 def wrong(job: Job, ctx: Context) -> str:
     """The second payload is no object."""
     with pytest.raises(InvalidPayload):
@@ -75,6 +91,8 @@ WORK: dict[str, Work] = {
     "undone": undone,
     "unsafe": unsafe,
     "late": late,
+    "asked": asked,
+    "ended": ended,
     "wrong": wrong,
 }
 
@@ -104,7 +122,7 @@ def test_all_batches_of_a_sleeping_job_are_canceled_with_it(queue: Queue, conn: 
     assert conn.execute(states).fetchall() == [("canceled", 2), ("pending", 1)]
 
 
-@pytest.mark.parametrize("work", ["undone", "unsafe", "late", "wrong"])
+@pytest.mark.parametrize("work", ["undone", "unsafe", "late", "asked", "ended", "wrong"])
 def test_batch_that_must_not_be_is_not(queue: Queue, conn: Connection, work: str) -> None:
     queue.enqueue("parent", {"work": work})
     queue.drain()

@@ -270,6 +270,32 @@ def test_an_owner_without_a_row_is_rescued_as_well(conn: Connection, observer: O
     assert conn.execute("select count(*) from dispatcher.claim").fetchone() == (0,)
 
 
+def test_a_job_that_another_runs_now_is_not_taken_with_those_of_its_former_owner(dsn: str, conn: Connection) -> None:
+    """The former owner's list may name it for a while after it has been given back."""
+    own, former = register(conn), register(conn)
+    id = running_job(conn, former)
+    conn.execute("update dispatcher.job set owner = %s, attempt = 2 where id = %s", [own, id])
+    with watching(dsn, own) as observer:
+        observer.rescuer.look()
+        observer.clock.now += ORPHAN_AFTER_S + 1
+        observer.rescuer.look()
+        assert observer.rescued("vanished") == 0
+    assert job(conn, id) == ("running", 2, 0, own)
+    assert not known(conn, former)
+
+
+def test_nobody_takes_jobs_from_itself(dsn: str, conn: Connection) -> None:
+    """Its lease session may be away while it has not noticed, and its jobs run on."""
+    own = register(conn)
+    id = running_job(conn, own)
+    with watching(dsn, own) as observer:
+        observer.rescuer.look()
+        observer.clock.now += ORPHAN_AFTER_S + 1
+        observer.rescuer.look()
+    assert job(conn, id) == ("running", 1, 0, own)
+    assert known(conn, own)
+
+
 def test_replicas_of_another_lease_are_none_of_its_business(conn: Connection, observer: Observer) -> None:
     row = conn.execute("insert into dispatcher.lease (name) values ('other') returning number").fetchone()
     assert row is not None
