@@ -37,5 +37,9 @@ def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution
         outcomes.reschedule_jobs(conn, owner, again)
     if back:
         outcomes.postpone_jobs(conn, owner, [execution.key for execution in back], RETURN_AFTER_S)
-    said = f"{len(back)} jobs did not stop in time and were given back"
-    return said if not stuck else f"{said}, {len(stuck)} past their timeout end with this process"
+    said = f"given back since they did not stop in time: {_jobs(back)}"
+    return said if not stuck else f"{said}; past their timeout, and ending with this process: {_jobs(stuck)}"
+
+
+def _jobs(executions: Sequence[Execution]) -> str:
+    return f"{len(executions)} job{'' if len(executions) == 1 else 's'}"

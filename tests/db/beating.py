@@ -20,6 +20,8 @@ class Beating:
         self.leading = leading or Leading(conn, owner=replica)
         self.lease = lease
         self.began = 0
+        self.canceled: list[int] = []
+        """Running jobs that it found somebody wants to stop."""
         self.behind_s = 0.0
         """For how long it can record no outcome, as its completer would say."""
         self.heart = Heart(
@@ -28,7 +30,7 @@ class Beating:
             pools=self.leading.pools,
             inflight=self.leading.inflight,
             began=self._begin,
-            canceled=lambda _ids: None,
+            canceled=self.canceled.extend,
             replica=replica,
             lease_number=1,
             heartbeat_s=0.1,

@@ -86,6 +86,8 @@ class Leading:
         registry = Registry(executors)
         self.pools = Pools([self.pool], registry)
         self.now = 1000.0
+        self.armed: list[list[int]] = []
+        """What had been handed over by each arming of the fence."""
         self.metrics = Metrics()
         self.dispatch = Dispatch(
             replica=owner,
@@ -93,7 +95,7 @@ class Leading:
             registry=registry,
             inflight=self.inflight,
             pools=self.pools,
-            before_run=lambda: None,
+            before_run=lambda: self.armed.append([each.claimed.id for each in self.pool.taken]),
             metrics=self.metrics,
             changed=changed,
             aging_s=aging_s,

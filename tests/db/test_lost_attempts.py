@@ -62,6 +62,16 @@ def test_what_is_written_of_a_running_attempt_finds_its_row(
     assert len(write(lease, as_job(running))) == 1
 
 
+@pytest.mark.parametrize("free_only", [True, False])
+def test_each_claim_gives_out_a_number_of_its_own(conn: Connection, lease: Connection, free_only: bool) -> None:
+    enqueue(conn)
+    for attempt in (1, 2, 3):
+        (claimed,) = claim(lease, free_only=free_only)
+        assert claimed.attempt == attempt
+        conn.execute("update dispatcher.job set state = 'pending'")
+        assert value(conn, "select attempt from dispatcher.job") == attempt
+
+
 RECORDED: dict[str, Callable[[Job], Outcome]] = {
     "success": lambda j: Outcome.succeeded(j, None),
     "failure": lambda j: Outcome.failed(j, ERROR),

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,21 @@ def test_a_server_in_recovery_is_refused(pristine: Path) -> None:
 def test_a_direct_connection_is_not_taken_for_a_pooler(postgres: EmbeddedPostgres, postgres_dsn: str) -> None:
     with connect_session(postgres_dsn, name="tcp", limits=SessionLimits()):
         pass
+
+
+def test_kernel_ends_a_connection_that_is_silent_for_longer_than_it_may_be(
+    postgres: EmbeddedPostgres, postgres_dsn: str
+) -> None:
+    """Also one on which nothing is under way, and a request that was never acknowledged."""
+    with (
+        connect_session(postgres_dsn, name="tcp", limits=SessionLimits(silence_s=6.0)) as conn,
+        socket.fromfd(conn.fileno(), socket.AF_INET, socket.SOCK_STREAM) as end,
+    ):
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 6000
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle_s, interval_s, count = (end.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+        assert idle_s + interval_s * count <= 6
 
 
 def test_the_daemon_logs_no_password_when_a_session_is_refused() -> None:
