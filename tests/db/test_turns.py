@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from dispatcher.db import Connection
 from dispatcher.queries import claims
 from dispatcher.queries.claims import Lane, Take
@@ -20,8 +22,7 @@ def test_jobs_whose_claim_was_not_answered_are_given_back_and_count_against_the_
     first = enqueue(conn, "limited")
     assert claims.claim_jobs(conn, [Take(Lane("limited", ""), 1)], owner=replica, term=1)
     more = [enqueue(conn, "limited") for _ in range(3)]
-    with contender(dsn, replica) as lease:
-        beating = Beating(conn, lease, replica)
+    with contender(dsn, replica) as lease, closing(Beating(conn, lease, replica)) as beating:
         with open_transaction(dsn, f"select from dispatcher.job where id = {first} for update"):
             beating.lead()
             beating.until(lambda: len(beating.taken()) == 2)
@@ -37,8 +38,7 @@ def test_cancel_that_nobody_heard_of_is_found_by_the_next_beat(dsn: str, conn: C
     publish(conn, LIMITED)
     replica = register(conn)
     id, other = enqueue(conn, "limited"), enqueue(conn, "limited")
-    with contender(dsn, replica) as lease:
-        beating = Beating(conn, lease, replica)
+    with contender(dsn, replica) as lease, closing(Beating(conn, lease, replica)) as beating:
         beating.lead()
         beating.until(lambda: beating.taken() == [id, other])
         beating.leading.pool.execute()
@@ -52,8 +52,7 @@ def test_fence_is_armed_before_a_claimed_job_is_handed_over(dsn: str, conn: Conn
     publish(conn, LIMITED)
     replica = register(conn)
     id = enqueue(conn, "limited")
-    with contender(dsn, replica) as lease:
-        beating = Beating(conn, lease, replica)
+    with contender(dsn, replica) as lease, closing(Beating(conn, lease, replica)) as beating:
         beating.lead()
         beating.until(beating.taken)
         assert beating.leading.armed == [[]]
