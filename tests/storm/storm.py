@@ -19,6 +19,8 @@ from psycopg import conninfo
 
 from dispatcher import migrate
 from dispatcher.embedded import EmbeddedPostgres
+from dispatcher.heart import HANG_S
+from dispatcher.queries import replicas
 from tests import servers
 from tests.events import read_events
 from tests.storm import jobs, rows
@@ -74,6 +76,8 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
                 maker.end_all()
                 load.stop()
             calm_s = _until_all_have_ended(dsn)
+            # A heart that waits for a network that is half open is ended HANG_S later, and its replica started anew.
+            until(lambda: _all_are_there(dsn), "all replicas are there again", timeout_s=HANG_S + START_S)
             statuses = places.terminate(STOP_S)
             history = _history(dsn, folder, load)
             figures = _figures(history, faults, places, dsn)
@@ -105,6 +109,12 @@ def _places(dsn: str, folder: Path) -> Iterator[Places]:
 def _published(dsn: str) -> bool:
     with psycopg.connect(dsn, autocommit=True) as conn:
         return bool(conn.execute("select 1 from dispatcher.type where name = 'callback'").fetchall())
+
+
+def _all_are_there(dsn: str) -> bool:
+    """Whether each place has a replica whose session stands."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        return sum(replica.present for replica in replicas.list_replicas(conn, 1)) == PLACES
 
 
 def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> float:
