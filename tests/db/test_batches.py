@@ -13,6 +13,7 @@ import pytest
 from dispatcher.db import Connection
 from dispatcher.job import State
 from dispatcher.queries import upkeep
+from dispatcher.services.linker import BUSY_PAUSE_S
 from tests.db.contenders import Clock
 from tests.db.linking import Linking, batch, children, counts, in_threads
 from tests.db.running import enqueue, job, open_transaction, publish, state, value
@@ -88,6 +89,18 @@ def test_last_two_children_that_end_at_once_end_the_batch_once(dsn: str, conn: C
     assert sum(ended) == 20
     for other in others:
         other.close()
+
+
+def test_marks_wait_while_a_leader_before_works_some_off(dsn: str, conn: Connection, linking: Linking) -> None:
+    parent = batch(conn, 1)
+    with open_transaction(dsn, "select pg_advisory_xact_lock(dispatcher.follow_lock(), 0)"):
+        [child] = linking.claim().values()
+        linking.end(child)
+        assert linking.linker.turn() == BUSY_PAUSE_S
+        assert state(conn, parent) == State.RUNNING
+        assert value(conn, "select count(*) from dispatcher.follow_up") == 1
+    linking.link()
+    assert state(conn, parent) == State.SUCCEEDED
 
 
 def test_mark_committed_late_is_found(dsn: str, conn: Connection, linking: Linking) -> None:

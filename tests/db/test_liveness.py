@@ -63,6 +63,21 @@ def test_a_session_of_another_replica_is_not_ended(dsn: str, conn: Connection) -
         assert not closed(one.conn)
 
 
+def test_a_backend_that_only_has_the_number_of_its_earlier_session_is_not_ended(dsn: str, conn: Connection) -> None:
+    with contender(dsn, register(conn)) as one, contender(dsn, register(conn)) as other:
+        assert one.connect()
+        assert other.connect()
+        assert one.conn is not None
+        assert other.conn is not None
+        conn.execute(
+            "update dispatcher.replica set backend_pid = %s, backend_start = backend_start - interval '1 day'"
+            " where id = %s",
+            (backend(one), other._replica),
+        )
+        replicas.end_own_session(other.conn, other._replica)
+        assert not closed(one.conn)
+
+
 def test_a_replica_whose_row_has_gone_does_not_go_on(dsn: str, conn: Connection) -> None:
     replica = register(conn)
     with contender(dsn, replica) as lease:

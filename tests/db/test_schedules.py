@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -422,23 +423,37 @@ def test_change_keeps_the_due_time_unless_the_calendar_changes(
     assert jobs(conn) == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "select dispatcher.add_schedule('s', '0 0 1 1 *', 'any')",
+        "select dispatcher.pause_schedule('s')",
+        "update dispatcher.schedule set error = 'a former leader stopped it'",
+    ],
+)
 def test_change_beside_the_firing_is_not_overwritten(
-    client: Client, conn: psycopg.Connection[Any], scheduling: Scheduling, monkeypatch: pytest.MonkeyPatch
+    client: Client,
+    conn: psycopg.Connection[Any],
+    scheduling: Scheduling,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
     """It is changed between the leader's look and its statement: nothing is fired by what no longer holds."""
     client.add_schedule("s", "* * * * *", "any")
     due(conn, "0")
-    look = scheduling.scheduler._handle
+    look, after_change = scheduling.scheduler._handle, []
 
-    def change(own: Any, found: Any) -> bool:
-        client.add_schedule("s", "0 0 1 1 *", "any")
+    def change_first(own: Any, found: Any) -> bool:
+        conn.execute(change.encode())
+        after_change.append(info(client))
         monkeypatch.undo()
         return look(own, found)
 
-    monkeypatch.setattr(scheduling.scheduler, "_handle", change)
+    monkeypatch.setattr(scheduling.scheduler, "_handle", change_first)
     scheduling.fire()
     assert jobs(conn) == 0
-    assert info(client).cron == "0 0 1 1 *"
+    [changed] = after_change
+    assert replace(info(client), next_at=None) == replace(changed, next_at=None)
 
 
 def test_change_beside_an_error_is_not_stopped_by_it(
