@@ -37,9 +37,10 @@ def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution
         outcomes.reschedule_jobs(conn, owner, again)
     if back:
         outcomes.postpone_jobs(conn, owner, [execution.key for execution in back], RETURN_AFTER_S)
-    said = f"given back since they did not stop in time: {_jobs(back)}"
-    return said if not stuck else f"{said}; past their timeout, and ending with this process: {_jobs(stuck)}"
-
-
-def _jobs(executions: Sequence[Execution]) -> str:
-    return f"{len(executions)} job{'' if len(executions) == 1 else 's'}"
+    did = (
+        ("given back since they did not stop in time", len(back)),
+        ("past their timeout, and ending with this process", len(stuck)),
+        ("recorded as they had ended", len(ended)),
+    )
+    told = [f"{what}: {count} job{'' if count == 1 else 's'}" for what, count in did if count]
+    return "; ".join(told) or "no job is left here"

@@ -139,6 +139,7 @@ def test_a_pulse_that_is_stopped_while_it_waits_for_a_silent_database_complains_
         await db.open()
         while db.away is not None:
             await asyncio.sleep(0.01)
+        await db._pool.wait()  # its connections ask, too, while they are set up
         monkeypatch.setattr(database, "ask_async", ask)
         proxy.pause()
         await asking.wait()

@@ -18,15 +18,9 @@ from dispatcher.queries import lease as statements
 from tests import servers
 from tests.db.leading import A, Leading
 from tests.db.running import enqueue, job, publish, session, state, until, value
-from tests.system.replicas import Fleet
+from tests.system.replicas import ONLY_NOTIFICATIONS, SOON_S, Fleet
+from tests.timing import quickest
 
-SOON_S = 15.0  # the machine may be busy; the next look without a notification comes after 60 s
-ONLY_NOTIFICATIONS = {
-    "poll_interval": "120s",
-    "heartbeat_interval": "60s",
-    "lease_duration": "150s",
-    "orphan_after": "300s",
-}
 SILENTLY = "set dispatcher.signaled = '1'"  # a session that says so notifies nobody, like logical replication
 
 
@@ -221,7 +215,7 @@ def test_frozen_leader_blocks_no_enqueuer(dsn: str, conn: Connection, leader: Co
 
 @pytest.fixture(scope="module")
 def fleet(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A leader that sleeps for 20 s at a time."""
+    """A leader that sleeps for a minute at a time."""
     name = servers.add_database(server, template=servers.MIGRATED)
     try:
         with Fleet(servers.role_dsn(server, name), tmp_path_factory.mktemp("wakeup")) as fleet:
@@ -257,19 +251,28 @@ def picked_up(fleet: Fleet, ids: list[int]) -> None:
 
 
 def test_first_job_after_a_sleep_is_picked_up_at_once(asleep: Fleet) -> None:
+    took_s = []
     for _ in range(20):
-        id = enqueue(asleep.conn, "quick")
-        picked_up(asleep, [id])
+        began = time.monotonic()
+        picked_up(asleep, [enqueue(asleep.conn, "quick")])
+        took_s.append(time.monotonic() - began)
         sleep(asleep)
+    assert min(took_s) < 1
 
 
 def test_scheduled_job_runs_on_time(asleep: Fleet) -> None:
     enqueue(asleep.conn, "quick", delay=3600)
-    time_s = 0.5
-    id = enqueue(asleep.conn, "quick", delay=time_s)
-    picked_up(asleep, [id])
-    row = job(asleep.conn, id)
-    assert 0 <= (row["started_at"] - row["run_at"]).total_seconds() < SOON_S
+
+    def late_s() -> float:
+        sleep(asleep)
+        id = enqueue(asleep.conn, "quick", delay=0.5)
+        picked_up(asleep, [id])
+        row = job(asleep.conn, id)
+        late = float((row["started_at"] - row["run_at"]).total_seconds())
+        assert late >= 0
+        return late
+
+    assert quickest(late_s, within_s=1.0) < 1
 
 
 def test_retry_wakes(asleep: Fleet) -> None:

@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -77,12 +77,14 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
                 load.stop()
             calm_s = _until_all_have_ended(dsn)
             # A heart that waits for a network that is half open is ended HANG_S later, and its replica started anew.
-            until(lambda: _all_are_there(dsn), "all replicas are there again", timeout_s=HANG_S + START_S)
+            came_back = _holds_within(HANG_S + START_S, lambda: _all_are_there(dsn))
             statuses = places.terminate(STOP_S)
             history = _history(dsn, folder, load)
             figures = _figures(history, faults, places, dsn)
             figures |= {"late_s": round(late_s, 1), "calm_s": round(calm_s, 1), "refused": dict(load.refused)}
             breaches = check(history)
+            if not came_back:
+                breaches.append("not every replica came back after the last fault")
             breaches += [
                 f"a replica ended with status {status} at the end" for status in statuses if status not in GRACEFUL
             ]
@@ -136,15 +138,22 @@ def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> float
     return late_s
 
 
+def _holds_within(timeout_s: float, look: Callable[[], bool]) -> bool:
+    """Waits until it does, or the time is over: the storm is judged in either case."""
+    deadline = time.monotonic() + timeout_s
+    while not look():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def _until_all_have_ended(dsn: str) -> float:
     """How long that took; after CALM_S the checker will tell what has not."""
     began = time.monotonic()
+    query = "select 1 from dispatcher.job where state <> all(%s) limit 1"
     with psycopg.connect(dsn, autocommit=True) as conn:
-        while time.monotonic() - began < CALM_S + ORPHAN_AFTER_S:
-            query = "select 1 from dispatcher.job where state <> all(%s) limit 1"
-            if not conn.execute(query, [list(FINAL)]).fetchall():
-                break
-            time.sleep(0.1)
+        _holds_within(CALM_S + ORPHAN_AFTER_S, lambda: not conn.execute(query, [list(FINAL)]).fetchall())
     return time.monotonic() - began
 
 

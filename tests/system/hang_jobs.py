@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from dispatcher import Context, Job, executor, fitness
+from dispatcher import Context, Job, executor, fitness, pool
 from dispatcher.services.completer import Completer
 from dispatcher.services.dispatch import Dispatch
 from dispatcher.services.lease import Lease
@@ -62,6 +62,10 @@ async def loop_ignores(job: Job, ctx: Context) -> None:
 # How long a part of a replica may make no progress, where a test is not as patient as people are.
 if "TEST_STALL_S" in os.environ:
     replace(fitness, "STALL_S", float(os.environ["TEST_STALL_S"]))
+
+# How long claimed jobs may wait for a thread until they are given back, where that would hide what a test looks for.
+if "TEST_POOL_STALL_S" in os.environ:
+    replace(pool, "STALL_S", float(os.environ["TEST_POOL_STALL_S"]))
 
 
 def _never(*_args: object, **_named: object) -> None:

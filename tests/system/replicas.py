@@ -31,6 +31,14 @@ TIMINGS = {
 }
 CALM = {"lease_duration": "15s", "orphan_after": "60s"}
 """For tests in which nobody falls silent: a busy machine must not make a leader do so."""
+ONLY_NOTIFICATIONS = {
+    "poll_interval": "120s",
+    "heartbeat_interval": "60s",
+    "lease_duration": "150s",
+    "orphan_after": "300s",
+}
+"""For tests in which nothing is to be found by looking again: that would come a minute later."""
+SOON_S = 15.0  # well before that, on a machine that is busy
 T = TypeVar("T")
 
 
@@ -256,10 +264,12 @@ class Fleet:
             if what in (None, event.what) and job in (None, event.job) and pid in (None, event.pid)
         ]
 
-    def until_started(self, ids: list[int], *, pid: int | None = None) -> None:
+    def until_started(self, ids: list[int], *, pid: int | None = None, timeout_s: float = PATIENCE_S) -> None:
         """Waits until all these jobs have begun, in that process if one is named."""
         wanted = set(ids)
-        until(lambda: wanted <= {event.job for event in self.events("start", pid=pid)}, "the jobs have started")
+        until(
+            lambda: wanted <= {event.job for event in self.events("start", pid=pid)}, "the jobs have started", timeout_s
+        )
 
     def until_up(self, replica: Replica) -> None:
         """Waits until its lease session stands and it listens."""

@@ -5,18 +5,18 @@ import signal
 
 import pytest
 
-from tests.system.replicas import CALM, Fleet, until
+from tests.system.replicas import CALM, ONLY_NOTIFICATIONS, SOON_S, Fleet, until
 
 pytestmark = pytest.mark.system
 LATE_S = 0.2  # between a claim's look at the clock and its start in the server, on a busy machine
 
 
 def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet) -> None:
-    leader, standby = fleet.start_pair(**CALM, poll_interval="120s")  # nothing is found by polling
+    leader, standby = fleet.start_pair(**ONLY_NOTIFICATIONS)
     [runs] = fleet.enqueue("hold", until=str(fleet.gate()))
     fleet.until_started([runs])
     fleet.query("select dispatcher.pause('hold')")
-    until(lambda: leader.metric("dispatcher_paused") == 1, "the leader has heard of it")
+    until(lambda: leader.metric("dispatcher_paused") == 1, "the leader has heard of it", SOON_S)
     waits = fleet.enqueue("hold", 3, until=str(fleet.gate()))
     others = fleet.enqueue("quick", 3)
     fleet.until_all(others)
@@ -27,7 +27,7 @@ def test_pause_holds_through_a_change_of_leader_until_it_is_resumed(fleet: Fleet
     fleet.until_all(fleet.enqueue("quick", 3))
     assert set(fleet.states(waits).values()) == {"pending"}
     fleet.query("select dispatcher.resume('hold')")
-    fleet.until_all(waits)
+    fleet.until_all(waits, timeout_s=SOON_S)
 
 
 def test_rate_holds_through_a_change_of_leader(fleet: Fleet) -> None:
@@ -53,18 +53,18 @@ def test_rate_holds_through_a_change_of_leader(fleet: Fleet) -> None:
 
 
 def test_limit_lowered_and_raised_while_jobs_run(fleet: Fleet) -> None:
-    leader = fleet.start_leader(**CALM, poll_interval="120s")  # nothing is found by polling
+    leader = fleet.start_leader(**ONLY_NOTIFICATIONS)
     ids = fleet.enqueue("hold", 4, until=str(fleet.gate()))
     fleet.until_started(ids)
     fleet.query("select dispatcher.set_limit('hold', '{\"limit\": 1}')")
-    until(lambda: leader.metric('dispatcher_limit{type="hold"}') == 1, "the leader has heard of it")
+    until(lambda: leader.metric('dispatcher_limit{type="hold"}') == 1, "the leader has heard of it", SOON_S)
     more = fleet.enqueue("hold", 3, until=str(fleet.gate("second")))
     fleet.gate().touch()
     fleet.until_all(ids)
     until(lambda: len(fleet.events("start")) == 5, "one more has started")
     assert fleet.value("select count(*) from dispatcher.job where state = 'running'") == 1
     fleet.query("select dispatcher.set_limit('hold', '{\"limit\": null}')")
-    fleet.until_started(more)
+    fleet.until_started(more, timeout_s=SOON_S)
     fleet.gate("second").touch()
     fleet.until_all(more)
 

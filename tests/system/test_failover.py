@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded import EmbeddedPostgres
-from tests.system.replicas import CALM, PATIENCE_S, Fleet, Replica, count_sessions, end_sessions, overlaps, until
+from tests.system.replicas import CALM, Fleet, Replica, count_sessions, end_sessions, overlaps, until
 
 pytestmark = pytest.mark.system
 
@@ -121,11 +121,11 @@ def test_a_late_outcome_changes_nothing_and_is_counted(fleet: Fleet, leader: Rep
 # What the jobs of others must not cost
 
 
-def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet) -> None:
-    """Three jobs come due in the middle of many quick ones, and there are threads for all of them: none is left to the
-    next poll."""
-    fleet.start_leader(**CALM, poll_interval="120s")
-    spread = []
+def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three jobs come due in the middle of many quick ones, and there are threads for all of them: none waits behind
+    another until it is given back, which would be never here."""
+    monkeypatch.setenv("TEST_POOL_STALL_S", "1000")  # hang_jobs heeds it
+    fleet.start_leader(**CALM, executors="tests.system.fault_jobs,tests.system.hang_jobs")
     for turn in range(8):
         gate = fleet.gate(f"gate-{turn}")
         rows = fleet.query(
@@ -136,12 +136,8 @@ def test_slow_jobs_after_quick_ones_start_side_by_side(fleet: Fleet) -> None:
         ids = [id for (id,) in rows]
         quick = fleet.enqueue("quick", 300)
         fleet.until_started(ids)
-        starts = [event.t for event in fleet.events("start") if event.job in ids]
-        spread.append(max(starts) - min(starts))
         gate.touch()
         fleet.until_all(quick + ids)
-    print("\nfrom the first to the last of three slow jobs:", *(f"{1000 * each:.0f} ms" for each in spread))
-    assert max(spread) < PATIENCE_S / 2
 
 
 # Sessions ended

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from tests.events import count_lines
-from tests.system.replicas import CALM, Fleet, until
+from tests.system.replicas import CALM, ONLY_NOTIFICATIONS, SOON_S, Fleet, until
 
 pytestmark = pytest.mark.system
 
@@ -82,10 +82,10 @@ def test_batch_canceled_while_it_runs_stops_its_jobs(fleet: Fleet) -> None:
 
 
 def test_dependent_starts_promptly_on_an_idle_leader(fleet: Fleet) -> None:
-    """No poll lies between the end of a job and the start of the one that waits for it."""
-    fleet.start_leader(**CALM, poll_interval="120s")
+    """No look lies between the end of a job and the start of the one that waits for it."""
+    fleet.start_leader(**ONLY_NOTIFICATIONS)
     first = fleet.enqueue("quick")[0]
     chain = [first]
     for _ in range(20):
         chain.append(after(fleet, chain[-1]))
-    fleet.until_all(chain)
+    fleet.until_all(chain, timeout_s=SOON_S)

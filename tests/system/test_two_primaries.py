@@ -119,6 +119,7 @@ def test_servers_that_do_not_answer_keep_no_replica_from_the_lease(postgres_dsn:
             def took_s() -> float:
                 """From when it has registered until it leads."""
                 leader = fleet.start_leader()
+                until(lambda: leader.said("leads"), "its log has it")  # written just after the database has it
                 leader.close()
                 told = {entry["event"]: datetime.fromisoformat(entry["ts"]) for entry in leader.log()}
                 return (told["leads"] - told["started"]).total_seconds()
