@@ -284,7 +284,7 @@ class Daemon:
         said = "running jobs are left to who sees this process dead"
         try:
             with replica.session("stop") as conn:
-                said = write_leftovers(conn, replica.id, left)
+                said = write_leftovers(conn, replica.id, left) or said
                 conn.close()
         except (psycopg.Error, DispatcherError) as exc:
             log.error("could not give back running jobs, others will find them: %s", first_line(exc))

@@ -19,7 +19,8 @@ def hangs(execution: Execution) -> bool:
 
 
 def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution]) -> str:
-    """Writes what becomes of what `owner` has, each as due only once this process is certainly gone; says what it did.
+    """Writes what becomes of what `owner` has, each as due only once this process is certainly gone; says what it did,
+    if anything.
 
     A job past its timeout stays running and is marked: whoever sees this process dead ends it by that mark, as timed
     out. Given back, one that hangs each time would do so for ever; failed, what follows from it could begin while it
@@ -43,4 +44,4 @@ def write_leftovers(conn: Connection, owner: int, executions: Sequence[Execution
         ("recorded as they had ended", len(ended)),
     )
     told = [f"{what}: {count} job{'' if count == 1 else 's'}" for what, count in did if count]
-    return "; ".join(told) or "no job is left here"
+    return "; ".join(told)

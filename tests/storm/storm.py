@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from tests.storm.history import FINAL, History
 from tests.storm.load import Load
 from tests.storm.places import Places
 from tests.storm.plan import ORPHAN_AFTER_S, PLACES, Fault, plan
-from tests.system.replicas import until
+from tests.system.replicas import until, within
 
 log = logging.getLogger("storm")
 
@@ -38,6 +38,7 @@ OPTIONS = {"max_connections": "70", "shared_buffers": "64MB", "log_min_messages"
 DATABASE = "storm"
 START_S = 60.0  # for the first replica: three interpreters, on a machine that may be busy
 CALM_S = 60.0  # by when everything must have ended once the faults are over
+CALM_LOOK_S = 0.1
 STOP_S = 20.0
 SETTLED_S = 2 * ORPHAN_AFTER_S  # by then somebody leads again after the last fault, and has made good what was due
 GRACEFUL = (0, -signal.SIGTERM)  # the signal itself, where it came before the replica had started
@@ -77,7 +78,7 @@ def run(seed: int, duration_s: float, folder: Path) -> Report:
                 load.stop()
             calm_s = _until_all_have_ended(dsn)
             # A heart that waits for a network that is half open is ended HANG_S later, and its replica started anew.
-            came_back = _holds_within(HANG_S + START_S, lambda: _all_are_there(dsn))
+            came_back = within(HANG_S + START_S, lambda: _all_are_there(dsn), every_s=CALM_LOOK_S)
             statuses = places.terminate(STOP_S)
             history = _history(dsn, folder, load)
             figures = _figures(history, faults, places, dsn)
@@ -138,22 +139,12 @@ def _weather(faults: Sequence[Fault], duration_s: float, maker: Faults) -> float
     return late_s
 
 
-def _holds_within(timeout_s: float, look: Callable[[], bool]) -> bool:
-    """Waits until it does, or the time is over: the storm is judged in either case."""
-    deadline = time.monotonic() + timeout_s
-    while not look():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def _until_all_have_ended(dsn: str) -> float:
     """How long that took; after CALM_S the checker will tell what has not."""
     began = time.monotonic()
     query = "select 1 from dispatcher.job where state <> all(%s) limit 1"
     with psycopg.connect(dsn, autocommit=True) as conn:
-        _holds_within(CALM_S + ORPHAN_AFTER_S, lambda: not conn.execute(query, [list(FINAL)]).fetchall())
+        within(CALM_S + ORPHAN_AFTER_S, lambda: not conn.execute(query, [list(FINAL)]).fetchall(), every_s=CALM_LOOK_S)
     return time.monotonic() - began
 
 

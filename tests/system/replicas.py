@@ -42,12 +42,18 @@ SOON_S = 15.0  # well before that, on a machine that is busy
 T = TypeVar("T")
 
 
+def within(timeout_s: float, look: Callable[[], T], *, every_s: float = LOOK_S) -> T:
+    """Looks again and again until there is something to see, or the time is over; what was seen last."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()) and time.monotonic() < deadline:
+        time.sleep(every_s)
+    return seen
+
+
 def until(look: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
     """Looks again and again until there is something to see, and returns it."""
-    deadline = time.monotonic() + timeout_s
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(LOOK_S)
+    seen = within(timeout_s, look)
+    assert seen, f"waited in vain until {what}"
     return seen
 
 

@@ -173,6 +173,7 @@ def test_a_stop_gives_back_what_heeds_and_leaves_the_rest_until_it_is_over(fleet
     fleet.until_started(heeding + stubborn)
     leader.send(signal.SIGTERM)
     assert leader.wait() == 0
+    assert leader.said("ends at once: running jobs are left to who sees this process dead")
     until(lambda: {e.job for e in fleet.events("start") if e.attempt == 2} == {*heeding, *stubborn}, "they run again")
     fleet.gate().touch()
     fleet.until_all(heeding + stubborn)
